@@ -1,0 +1,103 @@
+//! One file's attributes, as a tree stores them and as the mount shows them.
+
+/// The type of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// A regular file.
+    Regular,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink,
+    /// A named pipe.
+    Fifo,
+    /// A socket.
+    Socket,
+    /// A character device.
+    CharDevice,
+    /// A block device.
+    BlockDevice,
+}
+
+/// A point in time as file systems store it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Timestamp {
+    /// Seconds since 1970, negative before.
+    pub seconds: i64,
+    /// Nanoseconds since the start of that second, below 10^9.
+    pub nanoseconds: u32,
+}
+
+/// The device number of a device file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct DeviceNumber {
+    /// Which driver.
+    pub major: u32,
+    /// Which of its devices.
+    pub minor: u32,
+}
+
+/// What `statx` tells of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Meta {
+    /// The type.
+    pub kind: Kind,
+    /// Permission bits with setuid, setgid and sticky: at most `0o7777`.
+    pub permissions: u16,
+    /// The owning user.
+    pub uid: u32,
+    /// The owning group.
+    pub gid: u32,
+    /// How many names the file has. A union's directory of several layers has 1, as kernel overlayfs says.
+    pub links: u32,
+    /// The device that a device file stands for.
+    pub rdev: DeviceNumber,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// Allocated blocks of 512 bytes.
+    pub blocks: u64,
+    /// The preferred size of a transfer, in bytes.
+    pub block_size: u32,
+    /// Last access.
+    pub accessed: Timestamp,
+    /// Last change of the content.
+    pub modified: Timestamp,
+    /// Last change of the attributes.
+    pub changed: Timestamp,
+    /// When the file was made, where its file system tells; tells apart two files that had one number in turn.
+    pub created: Timestamp,
+    /// The file's number within its layer; names of one layer with the same number are hard links of one file.
+    pub inode: u64,
+    /// Whether the file is known to have no extended attributes at all.
+    pub bare: bool,
+}
+
+impl Meta {
+    /// A directory or file of the view's own making, with one time for all three.
+    #[must_use]
+    pub fn made_up(kind: Kind, permissions: u16, time: Timestamp, size_bytes: u64) -> Self {
+        Self {
+            kind,
+            permissions,
+            uid: 0,
+            gid: 0,
+            links: 1,
+            rdev: DeviceNumber::default(),
+            size_bytes,
+            blocks: size_bytes.div_ceil(512),
+            block_size: 4096,
+            accessed: time,
+            modified: time,
+            changed: time,
+            created: Timestamp::default(),
+            inode: 0,
+            bare: true,
+        }
+    }
+
+    /// Whether this is a directory.
+    #[must_use]
+    pub fn is_dir(&self) -> bool {
+        self.kind == Kind::Directory
+    }
+}
