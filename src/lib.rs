@@ -13,6 +13,9 @@
 
 pub mod digest;
 pub mod error;
+pub mod layer;
 pub mod meta;
 pub mod name;
 pub mod reference;
+pub mod root;
+mod sys;

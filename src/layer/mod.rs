@@ -1,0 +1,210 @@
+//! Layers: a tree of files, and the convention by which it says what it deletes.
+//!
+//! A [`LayerTree`] reports what is stored and knows nothing of deletions; every rule about those is in
+//! [`whiteout`]. A [`Layer`] puts the two together. Which layers there are and how they stack is the stores' business.
+
+pub mod dir;
+pub mod mem;
+pub mod whiteout;
+
+use std::fmt::Debug;
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use sha2::{Digest, Sha256};
+
+use crate::error::Result;
+use crate::meta::Meta;
+use crate::name::{Name, TreePath};
+use crate::root::Space;
+
+pub use whiteout::Whiteouts;
+
+/// A read-only tree of files, asked by path. Paths never lead through symbolic links.
+pub trait LayerTree: Debug + Send + Sync {
+    /// A path's attributes; `None` where there is nothing.
+    ///
+    /// # Errors
+    /// Where the question could not be answered.
+    fn stat(&self, path: &TreePath) -> Result<Option<Meta>>;
+
+    /// The names in a directory with their attributes, in no order.
+    ///
+    /// # Errors
+    /// Also where `dir` is no directory.
+    fn list(&self, dir: &TreePath) -> Result<Vec<(Name, Meta)>>;
+
+    /// Opens a regular file.
+    ///
+    /// # Errors
+    /// Also where `file` is no regular file.
+    fn open(&self, file: &TreePath) -> Result<Box<dyn ReadAt>>;
+
+    /// The target of a symbolic link.
+    ///
+    /// # Errors
+    /// Also where `link` is no symbolic link.
+    fn read_link(&self, link: &TreePath) -> Result<Vec<u8>>;
+
+    /// One extended attribute by its stored name.
+    ///
+    /// # Errors
+    /// Where the question could not be answered; absence is `None`.
+    fn xattr(&self, path: &TreePath, name: &[u8]) -> Result<Option<Vec<u8>>>;
+
+    /// The stored names of all extended attributes.
+    ///
+    /// # Errors
+    /// Where the question could not be answered.
+    fn xattr_names(&self, path: &TreePath) -> Result<Vec<Vec<u8>>>;
+
+    /// What the file system that holds the tree says of its space.
+    ///
+    /// # Errors
+    /// Where the question could not be answered.
+    fn space(&self) -> Result<Space>;
+}
+
+/// An open regular file.
+pub trait ReadAt: Debug + Send + Sync {
+    /// Reads at an offset in bytes; fewer bytes than asked for mean the end of the file.
+    ///
+    /// # Errors
+    /// The system's.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Where the next data or the next hole at or behind `offset` starts (`lseek(2)`, `SEEK_DATA` and `SEEK_HOLE`).
+    ///
+    /// # Errors
+    /// `ENXIO` behind the end, as the system call.
+    fn seek(&self, to: Seek, offset: u64) -> io::Result<u64>;
+
+    /// The file on the host, where there is one.
+    fn backing_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}
+
+/// What [`ReadAt::seek`] looks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seek {
+    /// Bytes that are stored.
+    Data,
+    /// A range that is not stored and reads as zeros; the end of the file counts as one.
+    Hole,
+}
+
+/// Stands for a layer in inode numbers: the same layer has the same ID in every mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LayerId([u8; 16]);
+
+impl LayerId {
+    /// The ID of a layer that its store knows by this name; names of different stores must differ.
+    #[must_use]
+    pub fn of(name: &str) -> Self {
+        Self::of_digest(Sha256::digest(name).into())
+    }
+
+    /// The ID of a stack of layers.
+    pub fn of_all(layers: impl Iterator<Item = Self>) -> Self {
+        let mut hash = Sha256::new();
+        for layer in layers {
+            hash.update(layer.0);
+        }
+        Self::of_digest(hash.finalize().into())
+    }
+
+    fn of_digest(digest: [u8; 32]) -> Self {
+        let mut id = [0; 16];
+        for (to, from) in id.iter_mut().zip(digest) {
+            *to = from;
+        }
+        Self(id)
+    }
+
+    /// The ID as bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
+/// One layer's own changes.
+#[derive(Debug)]
+pub struct Layer {
+    id: LayerId,
+    tree: Box<dyn LayerTree>,
+    whiteouts: Whiteouts,
+    changes: bool,
+}
+
+impl Layer {
+    /// A layer that never changes, as an image's.
+    #[must_use]
+    pub fn new(id: LayerId, tree: Box<dyn LayerTree>, whiteouts: Whiteouts) -> Self {
+        Self { id, tree, whiteouts, changes: false }
+    }
+
+    /// The same layer as one that may change while it is read, as a container's own.
+    #[must_use]
+    pub fn changing(self) -> Self {
+        Self { changes: true, ..self }
+    }
+
+    /// What stands for this layer in inode numbers.
+    #[must_use]
+    pub fn id(&self) -> LayerId {
+        self.id
+    }
+
+    /// Whether the layer may change while it is read.
+    #[must_use]
+    pub fn changes(&self) -> bool {
+        self.changes
+    }
+
+    /// The files as they are stored.
+    #[must_use]
+    pub fn tree(&self) -> &dyn LayerTree {
+        self.tree.as_ref()
+    }
+
+    /// The convention of this layer's deletions.
+    #[must_use]
+    pub fn whiteouts(&self) -> Whiteouts {
+        self.whiteouts
+    }
+
+    /// Whether the entry stands for a deletion.
+    ///
+    /// # Errors
+    /// Where the attributes that tell could not be read.
+    pub fn is_whiteout(&self, path: &TreePath, meta: &Meta) -> Result<bool> {
+        self.whiteouts.is_whiteout(self.tree(), path, meta)
+    }
+
+    /// Whether the directory hides what lower layers have under its name.
+    ///
+    /// # Errors
+    /// Where the attributes that tell could not be read.
+    pub fn is_opaque(&self, dir: &TreePath, meta: &Meta) -> Result<bool> {
+        self.whiteouts.is_opaque(self.tree(), dir, meta)
+    }
+
+    /// The extended attributes' names that users of the layer's union see.
+    ///
+    /// # Errors
+    /// Where they could not be read.
+    pub fn shown_xattrs(&self, path: &TreePath) -> Result<Vec<Vec<u8>>> {
+        let stored = self.tree.xattr_names(path)?;
+        Ok(stored.iter().filter_map(|name| self.whiteouts.shown_xattr(name)).collect())
+    }
+
+    /// The value of an extended attribute by the name that users of the layer's union see.
+    ///
+    /// # Errors
+    /// Where it could not be read.
+    pub fn shown_xattr(&self, path: &TreePath, name: &[u8]) -> Result<Option<Vec<u8>>> {
+        self.tree.xattr(path, &self.whiteouts.stored_xattr(name))
+    }
+}

@@ -1,0 +1,432 @@
+//! A directory capability: every touch of the host's files goes through a [`Root`].
+//!
+//! A path is resolved below the root by `openat2(2)` and nowhere else: no `..`, no symbolic link, no magic link, no
+//! other mount in between. A file is opened only after its type was seen to be regular, so no device, FIFO or socket
+//! ever is. Nothing here can write.
+//!
+//! Where the process may (`CAP_SYS_ADMIN`), a root is a private clone of the mount that it lies on: read-only and
+//! without access times, because `O_NOATIME` does nothing for `readlink(2)`. Elsewhere `O_NOATIME` is asked for, and
+//! done without where the system refuses it.
+
+use std::fs::File;
+use std::io::Read;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxFlags};
+use rustix::io::Errno;
+use rustix::mount::OpenTreeFlags;
+
+use crate::error::{Error, Result};
+use crate::meta::{DeviceNumber, Kind, Meta, Timestamp};
+use crate::name::{Name, TreePath};
+use crate::sys;
+
+/// The largest value of an extended attribute, and the longest list of names (Linux `XATTR_SIZE_MAX`), in bytes.
+pub const XATTR_MAX: usize = 65_536;
+/// A path of more bytes than this is walked in pieces, below Linux' `PATH_MAX` of 4,096.
+const PIECE_MAX: usize = 3_500;
+/// How often a resolution is tried again when a rename elsewhere made it uncertain (`EAGAIN` with `RESOLVE_BENEATH`).
+const RETRIES: usize = 64;
+
+/// A directory of the host, and the only way to what lies below it.
+#[derive(Debug)]
+pub struct Root {
+    path: PathBuf,
+    /// The directory where it was found; mounts below it are there.
+    found: OwnedFd,
+    /// The same directory for reading: a private clone without access times, or a copy of `found`.
+    reading: OwnedFd,
+}
+
+/// What the file system below a root says of its space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// Preferred block size in bytes.
+    pub block_size: u32,
+    /// The unit of the three block counts, in bytes.
+    pub fragment_size: u32,
+    /// All blocks.
+    pub blocks: u64,
+    /// Free blocks.
+    pub blocks_free: u64,
+    /// Free blocks for users without privileges.
+    pub blocks_available: u64,
+    /// All inodes.
+    pub files: u64,
+    /// Free inodes.
+    pub files_free: u64,
+    /// The longest file name in bytes.
+    pub name_max: u32,
+}
+
+impl Root {
+    /// Opens the directory at a path of the host, following the links that its user put there.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where it is absent, no directory, or not to be entered.
+    pub fn open(path: &Path) -> Result<Self> {
+        let doing = || format!("open {}", path.display());
+        let found = rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(Error::io(doing))?;
+        Self::of(path.to_owned(), found)
+    }
+
+    /// Opens a directory below as a root of its own. Other than all else here, this crosses mounts: a data root's
+    /// folders may be mounts of their own.
+    ///
+    /// # Errors
+    /// [`Error::Io`], also where a part of `path` is a symbolic link.
+    pub fn sub(&self, path: &TreePath) -> Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let found = resolve(self.found.as_fd(), path, flags, ResolveFlags::empty())
+            .map_err(Error::io(|| format!("open {}", self.shown(path))))?;
+        Self::of(self.host_path(path), found)
+    }
+
+    fn of(path: PathBuf, found: OwnedFd) -> Result<Self> {
+        let reading = match private_clone(&found) {
+            Ok(clone) => clone,
+            Err(_unprivileged_or_old_kernel) => {
+                rustix::io::fcntl_dupfd_cloexec(&found, 0).map_err(Error::io(|| format!("open {}", path.display())))?
+            }
+        };
+        Ok(Self { path, found, reading })
+    }
+
+    /// Where a path below lies on the host; for messages and for people, not for opening.
+    #[must_use]
+    pub fn host_path(&self, path: &TreePath) -> PathBuf {
+        if path.is_root() { self.path.clone() } else { self.path.join(path.to_os_string()) }
+    }
+
+    /// A path below as messages name it; control characters are escaped.
+    #[must_use]
+    pub fn shown(&self, path: &TreePath) -> String {
+        let text = self.host_path(path).to_string_lossy().into_owned();
+        if text.contains(char::is_control) { text.escape_debug().to_string() } else { text }
+    }
+
+    /// A path's attributes, of a symbolic link those of the link; `None` where there is nothing.
+    ///
+    /// # Errors
+    /// [`Error::Io`] for everything else, also for a symbolic link on the way.
+    pub fn stat(&self, path: &TreePath) -> Result<Option<Meta>> {
+        match self.handle(path) {
+            Ok(handle) => stat_of(handle.as_fd(), c"")
+                .map(Some)
+                .map_err(Error::io(|| format!("read the attributes of {}", self.shown(path)))),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => Ok(None),
+            Err(errno) => Err(Error::io(|| format!("find {}", self.shown(path)))(errno)),
+        }
+    }
+
+    /// The names in a directory with their attributes, in no order. What vanishes meanwhile is left out.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn list(&self, dir: &TreePath) -> Result<Vec<(Name, Meta)>> {
+        let handle = self.open_dir(dir)?;
+        let mut found = Vec::new();
+        for name in names_of(&handle).map_err(Error::io(|| format!("list {}", self.shown(dir))))? {
+            match stat_of(handle.as_fd(), name.as_bytes()) {
+                Ok(mut meta) => {
+                    meta.bare = matches!(meta.kind, Kind::Regular | Kind::Directory)
+                        && has_no_xattr(&entry_path(handle.as_fd(), Some(&name)));
+                    found.push((name, meta));
+                }
+                Err(Errno::NOENT) => {}
+                Err(errno) => {
+                    let entry = dir.join(&name);
+                    return Err(Error::io(|| format!("read the attributes of {}", self.shown(&entry)))(errno));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// The names in a directory, in no order.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn names(&self, dir: &TreePath) -> Result<Vec<Name>> {
+        names_of(&self.open_dir(dir)?).map_err(Error::io(|| format!("list {}", self.shown(dir))))
+    }
+
+    /// Opens a regular file for reading.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] where it is no regular file; [`Error::Io`].
+    pub fn open_file(&self, path: &TreePath) -> Result<File> {
+        let doing = || format!("open {}", self.shown(path));
+        let seen = self.handle(path).map_err(Error::io(doing))?;
+        let before = raw_stat(seen.as_fd(), c"").map_err(Error::io(doing))?;
+        if kind_of(before.stx_mode) != Kind::Regular {
+            return Err(Error::damaged(self.shown(path), "not a regular file"));
+        }
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = self.open_quietly(path, flags).map_err(Error::io(doing))?;
+        let after = raw_stat(file.as_fd(), c"").map_err(Error::io(doing))?;
+        let same = |x: &Statx| (x.stx_dev_major, x.stx_dev_minor, x.stx_ino, kind_of(x.stx_mode));
+        if same(&before) != same(&after) {
+            return Err(Error::Stale { what: self.shown(path) });
+        }
+        Ok(File::from(file))
+    }
+
+    /// The content of a small regular file, `None` where there is nothing.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] where it is no regular file or of more than `limit_bytes`; [`Error::Io`].
+    pub fn read(&self, path: &TreePath, limit_bytes: u64) -> Result<Option<Vec<u8>>> {
+        let file = match self.open_file(path) {
+            Ok(file) => file,
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let mut content = Vec::new();
+        file.take(limit_bytes.saturating_add(1))
+            .read_to_end(&mut content)
+            .map_err(Error::io(|| format!("read {}", self.shown(path))))?;
+        if u64::try_from(content.len()).is_ok_and(|size| size > limit_bytes) {
+            return Err(Error::damaged(self.shown(path), format!("larger than {limit_bytes} bytes")));
+        }
+        Ok(Some(content))
+    }
+
+    /// The target of a symbolic link, byte for byte.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn read_link(&self, path: &TreePath) -> Result<Vec<u8>> {
+        let doing = || format!("read the link {}", self.shown(path));
+        let link = self.handle(path).map_err(Error::io(doing))?;
+        let target = rustix::fs::readlinkat(&link, c"", Vec::new()).map_err(Error::io(doing))?;
+        Ok(target.into_bytes())
+    }
+
+    /// The value of one extended attribute, `None` where the file has none of that name.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn xattr(&self, path: &TreePath, attribute: &[u8]) -> Result<Option<Vec<u8>>> {
+        let doing = || format!("read the attribute {:?} of {}", String::from_utf8_lossy(attribute), self.shown(path));
+        let (dir, name) = self.parent(path).map_err(Error::io(doing))?;
+        let entry = entry_path(dir.as_fd(), name.as_ref());
+        let mut value = Vec::with_capacity(256);
+        loop {
+            let read = match &name {
+                Some(_) => rustix::fs::lgetxattr(&entry, attribute, rustix::buffer::spare_capacity(&mut value)),
+                None => rustix::fs::getxattr(&entry, attribute, rustix::buffer::spare_capacity(&mut value)),
+            };
+            match read {
+                Ok(_) => return Ok(Some(value)),
+                Err(Errno::NODATA | Errno::OPNOTSUPP) => return Ok(None),
+                Err(Errno::RANGE) if value.capacity() < XATTR_MAX => value.reserve(XATTR_MAX),
+                Err(errno) => return Err(Error::io(doing)(errno)),
+            }
+        }
+    }
+
+    /// The names of a file's extended attributes.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn xattr_names(&self, path: &TreePath) -> Result<Vec<Vec<u8>>> {
+        let doing = || format!("list the attributes of {}", self.shown(path));
+        let (dir, name) = self.parent(path).map_err(Error::io(doing))?;
+        let entry = entry_path(dir.as_fd(), name.as_ref());
+        let mut list = Vec::with_capacity(1_024);
+        loop {
+            let read = match &name {
+                Some(_) => rustix::fs::llistxattr(&entry, rustix::buffer::spare_capacity(&mut list)),
+                None => rustix::fs::listxattr(&entry, rustix::buffer::spare_capacity(&mut list)),
+            };
+            match read {
+                Ok(_) => {
+                    return Ok(list.split(|b| *b == 0).filter(|n| !n.is_empty()).map(<[u8]>::to_vec).collect());
+                }
+                Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
+                Err(Errno::RANGE) if list.capacity() < XATTR_MAX => list.reserve(XATTR_MAX),
+                Err(errno) => return Err(Error::io(doing)(errno)),
+            }
+        }
+    }
+
+    /// What the file system says of its space.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn space(&self) -> Result<Space> {
+        let all = rustix::fs::fstatvfs(&self.reading)
+            .map_err(Error::io(|| format!("read the free space of {}", self.path.display())))?;
+        let narrow = |wide: u64| u32::try_from(wide).unwrap_or(u32::MAX);
+        Ok(Space {
+            block_size: narrow(all.f_bsize),
+            fragment_size: narrow(all.f_frsize),
+            blocks: all.f_blocks,
+            blocks_free: all.f_bfree,
+            blocks_available: all.f_bavail,
+            files: all.f_files,
+            files_free: all.f_ffree,
+            name_max: narrow(all.f_namemax),
+        })
+    }
+
+    /// A descriptor that stands for the path and opens nothing.
+    fn handle(&self, path: &TreePath) -> rustix::io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        resolve(self.reading.as_fd(), path, flags, ResolveFlags::NO_XDEV)
+    }
+
+    /// The directory that holds the path, and its name there; for the root itself the root and no name.
+    fn parent(&self, path: &TreePath) -> rustix::io::Result<(OwnedFd, Option<Name>)> {
+        match path.split_last() {
+            Some((dir, name)) => Ok((self.handle(&dir)?, Some(name))),
+            None => Ok((self.handle(path)?, None)),
+        }
+    }
+
+    fn open_dir(&self, dir: &TreePath) -> Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        self.open_quietly(dir, flags).map_err(Error::io(|| format!("open {}", self.shown(dir))))
+    }
+
+    /// Opens without touching the access time where that is allowed (own files, or `CAP_FOWNER`).
+    fn open_quietly(&self, path: &TreePath, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        let open = |flags| resolve(self.reading.as_fd(), path, flags, ResolveFlags::NO_XDEV);
+        match open(flags | OFlags::NOATIME) {
+            Err(Errno::PERM) => open(flags),
+            answer => answer,
+        }
+    }
+}
+
+/// Whether this process may read extended attributes in the `trusted.` namespace.
+///
+/// Without `CAP_SYS_ADMIN` in the initial user namespace the system says of each that it does not exist, so it is
+/// tried on a file in memory, where it must exist.
+#[must_use]
+pub fn reads_trusted_xattrs() -> bool {
+    const PROBE: &[u8] = b"trusted.docker-fs.probe";
+    let Ok(file) = rustix::fs::memfd_create(c"docker-fs", rustix::fs::MemfdFlags::CLOEXEC) else { return false };
+    match rustix::fs::fsetxattr(&file, PROBE, b"1", rustix::fs::XattrFlags::empty()) {
+        Ok(()) => rustix::fs::fgetxattr_query(&file, PROBE).is_ok(),
+        // A kernel without attributes on tmpfs: privileges in the first user namespace are what it would ask for.
+        Err(Errno::OPNOTSUPP) => rustix::process::geteuid().is_root() && in_first_user_namespace(),
+        Err(_) => false,
+    }
+}
+
+fn in_first_user_namespace() -> bool {
+    /// `PROC_USER_INIT_INO` of the kernel's ABI.
+    const FIRST: u64 = 0xEFFF_FFFD;
+    rustix::fs::stat(c"/proc/self/ns/user").is_ok_and(|namespace| namespace.st_ino == FIRST)
+}
+
+/// A detached copy of the mount that a directory lies on, rooted there, without the mounts below.
+fn private_clone(dir: &OwnedFd) -> std::io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let clone = rustix::mount::open_tree(dir, c"", flags)?;
+    sys::restrict_mount(&clone)?;
+    Ok(clone)
+}
+
+/// Opens a path below a directory, in pieces where it is long.
+fn resolve(dir: BorrowedFd<'_>, path: &TreePath, flags: OFlags, more: ResolveFlags) -> rustix::io::Result<OwnedFd> {
+    if path.is_root() {
+        return open_once(dir, b".", flags, more);
+    }
+    let mut rest = path.as_bytes();
+    let mut held: Option<OwnedFd> = None;
+    loop {
+        let from = held.as_ref().map_or(dir, |fd| fd.as_fd());
+        let slash = rest.get(..PIECE_MAX).and_then(|piece| piece.iter().rposition(|b| *b == b'/'));
+        match slash.and_then(|at| rest.split_at_checked(at)) {
+            Some((piece, behind)) => {
+                let on_the_way = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let next = open_once(from, piece, on_the_way, more)?;
+                rest = behind.strip_prefix(b"/").unwrap_or(behind);
+                held = Some(next);
+            }
+            None => return open_once(from, rest, flags, more),
+        }
+    }
+}
+
+fn open_once(dir: BorrowedFd<'_>, path: &[u8], flags: OFlags, more: ResolveFlags) -> rustix::io::Result<OwnedFd> {
+    let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | more;
+    let mut tries = 0;
+    loop {
+        match rustix::fs::openat2(dir, path, flags, Mode::empty(), how) {
+            Err(Errno::AGAIN | Errno::INTR) if tries < RETRIES => tries += 1,
+            answer => return answer,
+        }
+    }
+}
+
+fn names_of(dir: &OwnedFd) -> rustix::io::Result<Vec<Name>> {
+    let mut buffer = [MaybeUninit::uninit(); 32_768];
+    let mut entries = RawDir::new(dir, &mut buffer);
+    let mut names = Vec::new();
+    while let Some(entry) = entries.next() {
+        // `.` and `..` are no names.
+        names.extend(Name::new(entry?.file_name().to_bytes()));
+    }
+    Ok(names)
+}
+
+/// The path by which calls that know no descriptors reach an entry of an open directory, or the directory itself.
+fn entry_path(dir: BorrowedFd<'_>, name: Option<&Name>) -> Vec<u8> {
+    let mut path = format!("/proc/self/fd/{}", dir.as_raw_fd()).into_bytes();
+    if let Some(name) = name {
+        path.push(b'/');
+        path.extend_from_slice(name.as_os_str().as_bytes());
+    }
+    path
+}
+
+fn has_no_xattr(entry: &[u8]) -> bool {
+    matches!(rustix::fs::llistxattr_query(entry), Ok(0) | Err(Errno::OPNOTSUPP))
+}
+
+fn raw_stat<P: rustix::path::Arg>(dir: BorrowedFd<'_>, path: P) -> rustix::io::Result<Statx> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    rustix::fs::statx(dir, path, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME)
+}
+
+fn stat_of<P: rustix::path::Arg>(dir: BorrowedFd<'_>, path: P) -> rustix::io::Result<Meta> {
+    let all = raw_stat(dir, path)?;
+    let time = |t: rustix::fs::StatxTimestamp| Timestamp { seconds: t.tv_sec, nanoseconds: t.tv_nsec };
+    Ok(Meta {
+        kind: kind_of(all.stx_mode),
+        permissions: all.stx_mode & 0o7777,
+        uid: all.stx_uid,
+        gid: all.stx_gid,
+        links: all.stx_nlink,
+        rdev: DeviceNumber { major: all.stx_rdev_major, minor: all.stx_rdev_minor },
+        size_bytes: all.stx_size,
+        blocks: all.stx_blocks,
+        block_size: all.stx_blksize,
+        accessed: time(all.stx_atime),
+        modified: time(all.stx_mtime),
+        changed: time(all.stx_ctime),
+        created: time(all.stx_btime),
+        inode: all.stx_ino,
+        bare: false,
+    })
+}
+
+fn kind_of(mode: u16) -> Kind {
+    match rustix::fs::FileType::from_raw_mode(mode.into()) {
+        rustix::fs::FileType::Directory => Kind::Directory,
+        rustix::fs::FileType::Symlink => Kind::Symlink,
+        rustix::fs::FileType::Fifo => Kind::Fifo,
+        rustix::fs::FileType::Socket => Kind::Socket,
+        rustix::fs::FileType::CharacterDevice => Kind::CharDevice,
+        rustix::fs::FileType::BlockDevice => Kind::BlockDevice,
+        rustix::fs::FileType::RegularFile | rustix::fs::FileType::Unknown => Kind::Regular,
+    }
+}

@@ -1,0 +1,76 @@
+//! System calls that rustix does not have: the only place with `unsafe`.
+//!
+//! One system call a function, each with a safe signature. What rustix offers is called where it is needed.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsFd, AsRawFd};
+
+/// Which side of a [`fork`] this is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fork {
+    /// The new process.
+    Child,
+    /// The process that called, with the new one's ID.
+    Parent(rustix::process::Pid),
+}
+
+/// Makes a copy of this process, which must have one thread only.
+///
+/// # Errors
+/// The system's, and `EINVAL` where other threads run: their locks would stay held in the child for ever.
+pub(crate) fn fork() -> io::Result<Fork> {
+    let threads = std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
+    if threads != 1 {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    // SAFETY: with a single thread no lock is held by anyone else, so the child may do all that the parent may.
+    let pid = unsafe { libc::fork() };
+    match pid {
+        -1 => Err(io::Error::last_os_error()),
+        pid => Ok(rustix::process::Pid::from_raw(pid).map_or(Fork::Child, Fork::Parent)),
+    }
+}
+
+/// Sets a detached mount read-only, without access times, devices, setuid, programs and symbolic links
+/// (`mount_setattr(2)`, Linux 5.12; `MOUNT_ATTR_NOSYMFOLLOW` 5.14).
+///
+/// # Errors
+/// The system's: `ENOSYS` on older kernels, `EPERM` without `CAP_SYS_ADMIN`.
+pub(crate) fn restrict_mount(mount: impl AsFd) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_RDONLY
+            | libc::MOUNT_ATTR_NOSUID
+            | libc::MOUNT_ATTR_NODEV
+            | libc::MOUNT_ATTR_NOEXEC
+            | libc::MOUNT_ATTR_NOATIME
+            | libc::MOUNT_ATTR_NOSYMFOLLOW,
+        attr_clr: libc::MOUNT_ATTR__ATIME,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    // SAFETY: the descriptor is borrowed and open, the path is a NUL-terminated constant, and the structure lives
+    // through the call with its true size given.
+    let answer = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Gives memory that was freed back to the system, which glibc does of itself only at the heap's end.
+pub(crate) fn release_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the function takes glibc's own locks and touches freed memory only.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
