@@ -19,3 +19,4 @@ pub mod name;
 pub mod reference;
 pub mod root;
 mod sys;
+pub mod union;
