@@ -18,5 +18,6 @@ pub mod meta;
 pub mod name;
 pub mod reference;
 pub mod root;
+pub mod store;
 mod sys;
 pub mod union;

@@ -1,0 +1,115 @@
+//! `layerdb/mounts` and `containers`: the containers' own layers.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::{JSON_MAX, ids, layerdb, path};
+use crate::digest::{CacheId, ChainId, ContainerId, ImageId};
+use crate::error::{Error, Result};
+use crate::meta::Timestamp;
+use crate::name::TreePath;
+use crate::root::Root;
+use crate::store::driver::Driver;
+use crate::store::{Catalogue, Container, Damage};
+
+pub(super) const MOUNTS: &str = "layerdb/mounts";
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Config {
+    #[serde(default)]
+    name: Option<String>,
+    #[serde(default)]
+    driver: Option<String>,
+    #[serde(default)]
+    image: Option<String>,
+}
+
+pub(super) fn config_of(id: &ContainerId) -> TreePath {
+    path(&format!("{}/config.v2.json", id.hex()))
+}
+
+/// Reads all containers of the driver; `all` is the folder that all drivers share.
+pub(super) fn read(image: &Root, all: &Root, driver: &dyn Driver, catalogue: &mut Catalogue) -> Result<()> {
+    let mounted: BTreeSet<_> = ids(image, &path(MOUNTS), ContainerId::from_hex)?.into_iter().collect();
+    let configured: BTreeSet<_> = ids(all, &TreePath::root(), ContainerId::from_hex)?.into_iter().collect();
+    for id in mounted.union(&configured) {
+        let mut container = Container {
+            id: *id,
+            name: None,
+            image: None,
+            changes: None,
+            init: None,
+            parent: None,
+            config_bytes: None,
+            stored: Timestamp::default(),
+            damage: Vec::new(),
+        };
+        let file = config_of(id);
+        let mut wrong = Vec::new();
+        match config(all, &file) {
+            // A container of another driver: its layers are not in this store.
+            Ok(Some(config)) if config.driver.as_deref().is_some_and(|name| name != driver.name()) => continue,
+            Ok(Some(config)) => fill(all, &file, config, &mut container)?,
+            Ok(None) if mounted.contains(id) => wrong.push(Damage::of(all.shown(&file), "missing")),
+            // Docker makes the folder before it writes the config.
+            Ok(None) => continue,
+            Err(error) => wrong.push(Damage::from_error(all, &file, error)),
+        }
+        if let Err(error) = layers(image, driver, &mut container) {
+            wrong.push(Damage::from_error(image, &path(&format!("{MOUNTS}/{}", id.hex())), error));
+        }
+        if let Some(parent) = &container.parent
+            && let Err(error) = catalogue.stack(parent)
+        {
+            wrong.push(Damage::from_error(image, &path(MOUNTS), error));
+        }
+        container.damage = wrong.iter().map(|damage| format!("{}: {}", damage.what, damage.why)).collect();
+        for damage in wrong {
+            // The image's own damage is listed once.
+            if !catalogue.damage.iter().any(|known| known.what == damage.what && known.why == damage.why) {
+                catalogue.damage.push(damage);
+            }
+        }
+        catalogue.containers.insert(*id, Arc::new(container));
+    }
+    Ok(())
+}
+
+fn config(all: &Root, file: &TreePath) -> Result<Option<Config>> {
+    let Some(content) = all.read(file, JSON_MAX)? else { return Ok(None) };
+    serde_json::from_slice(&content)
+        .map(Some)
+        .map_err(|error| Error::damaged(all.shown(file), format!("no container config: {error}")))
+}
+
+fn fill(all: &Root, file: &TreePath, config: Config, container: &mut Container) -> Result<()> {
+    if let Some(meta) = all.stat(file)? {
+        container.config_bytes = Some(meta.size_bytes);
+        container.stored = meta.modified;
+    }
+    let name = config.name.unwrap_or_default();
+    let name = name.strip_prefix('/').unwrap_or(&name);
+    container.name = is_name(name).then(|| name.to_owned());
+    container.image = config.image.and_then(|image| image.parse::<ImageId>().ok());
+    Ok(())
+}
+
+/// `[a-zA-Z0-9][a-zA-Z0-9_.-]*`, Docker's own pattern.
+fn is_name(text: &str) -> bool {
+    text.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'))
+}
+
+fn layers(image: &Root, driver: &dyn Driver, container: &mut Container) -> Result<()> {
+    let entry = path(&format!("{MOUNTS}/{}", container.id.hex()));
+    let changes: Option<CacheId> = layerdb::field(image, &entry, "mount-id")?;
+    let changes = changes.ok_or_else(|| Error::damaged(image.shown(&entry), "it has no mount-id"))?;
+    container.init = layerdb::field(image, &entry, "init-id")?;
+    container.parent = layerdb::field::<ChainId>(image, &entry, "parent")?;
+    container.changes = Some(changes.clone());
+    driver.check(&changes)?;
+    container.init.as_ref().map_or(Ok(()), |init| driver.check(init))
+}

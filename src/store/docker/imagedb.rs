@@ -1,0 +1,168 @@
+//! `imagedb`: the images' configs, and which image was built upon which.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::{JSON_MAX, blame, ids, layerdb, path};
+use crate::digest::{ChainId, DiffId, ImageId};
+use crate::error::{Error, Result};
+use crate::meta::Timestamp;
+use crate::name::TreePath;
+use crate::reference::Reference;
+use crate::root::Root;
+use crate::store::{Catalogue, Damage, Image, ImageLayer, Standing, Step};
+
+pub(super) const CONTENT: &str = "imagedb/content/sha256";
+pub(super) const METADATA: &str = "imagedb/metadata/sha256";
+/// Docker accepts 125 layers; kernel overlayfs 500.
+const LAYERS_MAX: usize = 500;
+/// More build steps than any engine writes.
+const STEPS_MAX: usize = 100_000;
+
+#[derive(Deserialize)]
+struct Config {
+    rootfs: Option<RootFs>,
+    #[serde(default)]
+    history: Option<Vec<History>>,
+}
+
+#[derive(Deserialize)]
+struct RootFs {
+    #[serde(default)]
+    diff_ids: Option<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+struct History {
+    #[serde(default)]
+    created: Option<String>,
+    #[serde(default)]
+    created_by: Option<String>,
+    #[serde(default)]
+    empty_layer: Option<bool>,
+}
+
+/// Reads all images into a catalogue that has the layers already.
+pub(super) fn read(image: &Root, references: BTreeMap<Reference, ImageId>, catalogue: &mut Catalogue) -> Result<()> {
+    let known: BTreeSet<ImageId> = ids(image, &path(CONTENT), ImageId::from_hex)?.into_iter().collect();
+    let parents: BTreeSet<ImageId> = known.iter().filter_map(|id| parent(image, id)).collect();
+    let referenced: BTreeSet<ImageId> = references.values().copied().collect();
+    let mut damage = Vec::new();
+    for id in known.union(&referenced) {
+        let standing = match (referenced.contains(id), parents.contains(id)) {
+            (true, _) => Standing::Referenced,
+            (false, true) => Standing::Intermediate,
+            (false, false) => Standing::Dangling,
+        };
+        let mut found = load(image, id, standing);
+        let mut wrong: Vec<Damage> = Vec::new();
+        if let Err(error) = &mut found.1 {
+            let error = std::mem::replace(error, Error::Stale { what: String::new() });
+            wrong.push(Damage::from_error(image, &content_of(id), error));
+        }
+        let (mut loaded, _) = found;
+        wrong.extend(missing_layers(catalogue, &loaded));
+        loaded.damage = wrong.iter().map(|damage| format!("{}: {}", damage.what, damage.why)).collect();
+        let loaded = Arc::new(loaded);
+        damage.extend(wrong.into_iter().map(|found| (found, Arc::clone(&loaded))));
+        catalogue.images.insert(*id, loaded);
+    }
+    blame(catalogue, damage);
+    catalogue.references = references;
+    Ok(())
+}
+
+fn content_of(id: &ImageId) -> TreePath {
+    path(&format!("{CONTENT}/{}", id.hex()))
+}
+
+/// Which image an image was built upon; only the classic builder and `commit` write it. An unreadable one labels
+/// nothing.
+fn parent(image: &Root, id: &ImageId) -> Option<ImageId> {
+    layerdb::field(image, &path(&format!("{METADATA}/{}", id.hex())), "parent").ok().flatten()
+}
+
+/// An image's config, byte for byte.
+pub(super) fn config(image: &Root, id: &ImageId) -> Result<Vec<u8>> {
+    let file = content_of(id);
+    let config = image.read(&file, JSON_MAX)?.ok_or_else(|| Error::Stale { what: format!("image {id}") })?;
+    let found = ImageId::of_config(&config);
+    if found != *id {
+        return Err(Error::damaged(image.shown(&file), format!("its SHA-256 is {}, not its name", found.hex())));
+    }
+    Ok(config)
+}
+
+fn load(image: &Root, id: &ImageId, standing: Standing) -> (Image, Result<()>) {
+    let mut loaded = Image {
+        id: *id,
+        standing,
+        layers: Vec::new(),
+        history: Vec::new(),
+        config_bytes: 0,
+        stored: Timestamp::default(),
+        has_config: false,
+        damage: Vec::new(),
+    };
+    let outcome = fill(image, &mut loaded);
+    (loaded, outcome)
+}
+
+fn fill(image: &Root, loaded: &mut Image) -> Result<()> {
+    let file = content_of(&loaded.id);
+    let Some(meta) = image.stat(&file)? else {
+        return Err(Error::damaged(image.shown(&file), "a reference names this image, but it is not there"));
+    };
+    loaded.stored = meta.modified;
+    loaded.config_bytes = meta.size_bytes;
+    let config = config(image, &loaded.id)?;
+    loaded.has_config = true;
+    let wrong = |why: String| Error::damaged(image.shown(&file), why);
+    let config: Config = serde_json::from_slice(&config).map_err(|error| wrong(format!("no image config: {error}")))?;
+    loaded.history = config
+        .history
+        .unwrap_or_default()
+        .into_iter()
+        .take(STEPS_MAX)
+        .map(|step| Step {
+            created: step.created.unwrap_or_default(),
+            created_by: step.created_by.unwrap_or_default(),
+            is_empty: step.empty_layer.unwrap_or_default(),
+        })
+        .collect();
+    let diffs = config.rootfs.and_then(|rootfs| rootfs.diff_ids).unwrap_or_default();
+    if diffs.len() > LAYERS_MAX {
+        return Err(wrong(format!("{} layers are more than {LAYERS_MAX}", diffs.len())));
+    }
+    let diffs = diffs.iter().map(|text| text.parse::<DiffId>().map_err(|_| wrong(format!("{text:?} is no diff ID"))));
+    let mut parent: Option<ChainId> = None;
+    loaded.layers = diffs
+        .map(|diff| {
+            let diff = diff?;
+            let chain = ChainId::of(parent.as_ref(), &diff);
+            parent = Some(chain);
+            Ok(ImageLayer { diff, chain })
+        })
+        .collect::<Result<_>>()?;
+    Ok(())
+}
+
+/// What is wrong with the image's layers.
+fn missing_layers(catalogue: &Catalogue, image: &Image) -> Vec<Damage> {
+    let mut wrong = Vec::new();
+    for layer in &image.layers {
+        match catalogue.layers.get(&layer.chain) {
+            None => wrong.push(Damage::of(format!("layer {}", layer.chain), "layerdb does not list it")),
+            Some(record) => {
+                // The record's damage is in the catalogue already: the same words find it there.
+                let known = record.damage.as_ref().and_then(|text| {
+                    catalogue.damage.iter().find(|damage| format!("{}: {}", damage.what, damage.why) == *text)
+                });
+                wrong.extend(known.cloned());
+            }
+        }
+    }
+    wrong
+}

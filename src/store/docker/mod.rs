@@ -1,0 +1,207 @@
+//! The classic image store of Docker 1.10 and newer.
+//!
+//! ```text
+//! <data root>/
+//!   image/<driver>/
+//!     repositories.json                                  references
+//!     imagedb/content/sha256/<image ID>                  configs
+//!     imagedb/metadata/sha256/<image ID>/parent          which image an image was built upon
+//!     layerdb/sha256/<chain ID>/{diff,parent,cache-id,size}
+//!     layerdb/mounts/<container ID>/{mount-id,init-id,parent}
+//!   <driver>/…                                           the layers' directories
+//!   containers/<container ID>/config.v2.json
+//! ```
+//!
+//! The engine replaces whole files and directories by renaming (`layerdb/tmp` to `layerdb/sha256`, `.tmp-*` to their
+//! names), so a name that matches its pattern is complete; anything else is not looked at.
+
+mod containers;
+mod imagedb;
+mod layerdb;
+mod repositories;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::driver::{DRIVERS, Driver};
+use super::{Catalogue, Damage, Generation, Options, Store};
+use crate::digest::{CacheId, ContainerId, ImageId};
+use crate::error::{Error, Result};
+use crate::layer::Layer;
+use crate::name::TreePath;
+use crate::root::{Root, Space};
+
+/// The largest JSON document that is read, in bytes.
+const JSON_MAX: u64 = 16 << 20;
+/// The largest of layerdb's small files that is read, in bytes.
+const FIELD_MAX: u64 = 4096;
+
+/// A data root with one graph driver.
+#[derive(Debug)]
+struct Docker {
+    /// `image/<driver>`.
+    image: Root,
+    /// `containers`, where there is one.
+    containers: Option<Root>,
+    driver: Box<dyn Driver>,
+    /// What of the data root is not shown, and why.
+    skipped: Vec<Damage>,
+}
+
+/// Opens a data root; `None` where the directory is none.
+///
+/// # Errors
+/// [`Error::Unsupported`] where no driver of it is one that this program reads.
+pub fn open(data_root: Root, options: &Options) -> Result<Option<Box<dyn Store>>> {
+    let image = path("image");
+    if data_root.stat(&image)?.is_none_or(|meta| !meta.is_dir()) {
+        return Ok(None);
+    }
+    let image = data_root.sub(&image)?;
+    let mut present = BTreeSet::new();
+    for name in image.names(&TreePath::root())? {
+        let driver = TreePath::from(name.clone());
+        let has = |file: &str| image.stat(&driver.join_path(&path(file)));
+        if has("imagedb")?.is_some() || has("repositories.json")?.is_some() {
+            present.insert(String::from_utf8_lossy(name.as_bytes()).into_owned());
+        }
+    }
+    let Some((name, opener)) = DRIVERS.iter().find(|(name, _)| present.contains(*name)) else {
+        return match present.first() {
+            None => Ok(None),
+            Some(_) => Err(Error::Unsupported {
+                what: data_root.shown(&TreePath::root()),
+                why: format!(
+                    "its graph driver {} is not supported; supported: {}",
+                    present.into_iter().collect::<Vec<_>>().join(", "),
+                    DRIVERS.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
+                ),
+            }),
+        };
+    };
+    let skipped = present.iter().filter(|other| other != name).map(|other| Damage {
+        what: image.shown(&path(other)),
+        why: format!("images of the graph driver {other:?} are not shown"),
+        images: BTreeSet::new(),
+    });
+    let containers = path("containers");
+    let containers = match data_root.stat(&containers)? {
+        Some(meta) if meta.is_dir() => Some(data_root.sub(&containers)?),
+        _ => None,
+    };
+    Ok(Some(Box::new(Docker {
+        containers,
+        driver: opener(&data_root, options)?,
+        skipped: skipped.collect(),
+        image: image.sub(&path(name))?,
+    })))
+}
+
+/// A path of this store's own making, or of IDs that were checked.
+fn path(text: &str) -> TreePath {
+    TreePath::new(text.as_bytes()).unwrap_or_default()
+}
+
+/// The names in a directory that are IDs; no names where there is no directory.
+fn ids<T>(root: &Root, dir: &TreePath, parse: impl Fn(&str) -> Option<T>) -> Result<Vec<T>> {
+    if root.stat(dir)?.is_none() {
+        return Ok(Vec::new());
+    }
+    let names = root.names(dir)?;
+    Ok(names.iter().filter_map(|name| parse(std::str::from_utf8(name.as_bytes()).ok()?)).collect())
+}
+
+impl Damage {
+    fn of(what: String, why: impl Into<String>) -> Self {
+        Self { what, why: why.into(), images: BTreeSet::new() }
+    }
+
+    /// What an error says of an object of the store.
+    fn from_error(root: &Root, object: &TreePath, error: Error) -> Self {
+        match error {
+            Error::Damaged { what, why } => Self::of(what, why),
+            other @ (Error::Io { .. }
+            | Error::Refused { .. }
+            | Error::Stale { .. }
+            | Error::Unsupported { .. }
+            | Error::NotFound { .. }) => Self::of(root.shown(object), other.to_string()),
+        }
+    }
+}
+
+impl Store for Docker {
+    fn kind(&self) -> &'static str {
+        "docker"
+    }
+
+    fn driver(&self) -> &str {
+        self.driver.name()
+    }
+
+    fn generation(&self) -> Result<Generation> {
+        let mut files = Vec::new();
+        let mut look_at = |root: &Root, file: &TreePath| -> Result<()> {
+            if let Some(meta) = root.stat(file)? {
+                files.push((meta.inode, meta.modified, meta.changed));
+            }
+            Ok(())
+        };
+        for file in [repositories::FILE, imagedb::CONTENT, imagedb::METADATA, layerdb::LAYERS, containers::MOUNTS] {
+            look_at(&self.image, &path(file))?;
+        }
+        if let Some(all) = &self.containers {
+            look_at(all, &TreePath::root())?;
+            let mut ids = ids(all, &TreePath::root(), ContainerId::from_hex)?;
+            ids.sort_unstable();
+            for id in ids {
+                look_at(all, &path(&id.hex()))?;
+            }
+        }
+        Ok(Generation::of(files))
+    }
+
+    fn catalogue(&self) -> Result<Catalogue> {
+        let mut catalogue = Catalogue { damage: self.skipped.clone(), ..Catalogue::default() };
+        let references = repositories::read(&self.image, &mut catalogue.damage);
+        if let Some(meta) = self.image.stat(&path(repositories::FILE))? {
+            catalogue.changed = meta.modified;
+        }
+        layerdb::read(&self.image, self.driver.as_ref(), &mut catalogue)?;
+        imagedb::read(&self.image, references, &mut catalogue)?;
+        if let Some(all) = &self.containers {
+            containers::read(&self.image, all, self.driver.as_ref(), &mut catalogue)?;
+        }
+        Ok(catalogue)
+    }
+
+    fn config(&self, id: &ImageId) -> Result<Vec<u8>> {
+        imagedb::config(&self.image, id)
+    }
+
+    fn container_config(&self, id: &ContainerId) -> Result<Vec<u8>> {
+        let what = || format!("container {id}");
+        let all = self.containers.as_ref().ok_or_else(|| Error::Stale { what: what() })?;
+        all.read(&containers::config_of(id), JSON_MAX)?.ok_or_else(|| Error::Stale { what: what() })
+    }
+
+    fn layer(&self, id: &CacheId) -> Result<Layer> {
+        self.driver.layer(id)
+    }
+
+    fn space(&self) -> Result<Space> {
+        self.driver.space()
+    }
+}
+
+/// Adds to each damaged object the images that suffer from it.
+fn blame(catalogue: &mut Catalogue, damage: Vec<(Damage, Arc<super::Image>)>) {
+    for (mut found, image) in damage {
+        found.images.insert(image.id);
+        match catalogue.damage.iter_mut().find(|known| known.what == found.what && known.why == found.why) {
+            Some(known) => {
+                known.images.insert(image.id);
+            }
+            None => catalogue.damage.push(found),
+        }
+    }
+}

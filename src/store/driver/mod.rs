@@ -1,0 +1,46 @@
+//! Graph drivers: from a cache ID to a layer.
+//!
+//! A driver is a file here and a line in [`DRIVERS`].
+
+pub mod overlay2;
+
+use std::fmt::Debug;
+use std::path::PathBuf;
+
+use super::Options;
+use crate::digest::CacheId;
+use crate::error::Result;
+use crate::layer::Layer;
+use crate::root::{Root, Space};
+
+/// A graph driver's folder of one data root.
+pub trait Driver: Debug + Send + Sync {
+    /// The driver's name, which is that of its folder.
+    fn name(&self) -> &'static str;
+
+    /// Opens a layer; nothing of it is read.
+    ///
+    /// # Errors
+    /// Where the ID cannot be one of this driver.
+    fn layer(&self, id: &CacheId) -> Result<Layer>;
+
+    /// The directory on the host that holds a layer's files.
+    fn directory(&self, id: &CacheId) -> PathBuf;
+
+    /// Looks whether the layer's directory is there.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Damaged`] where it is not, or is no directory.
+    fn check(&self, id: &CacheId) -> Result<()>;
+
+    /// What the file system that holds the layers says of its space.
+    ///
+    /// # Errors
+    /// Where it could not be asked.
+    fn space(&self) -> Result<Space>;
+}
+
+type Opener = fn(&Root, &Options) -> Result<Box<dyn Driver>>;
+
+/// Every driver, in the order in which Docker prefers them.
+pub const DRIVERS: &[(&str, Opener)] = &[("overlay2", overlay2::open)];

@@ -1,0 +1,272 @@
+//! Stores: which images, layers and containers there are, as plain data, and how a layer opens.
+//!
+//! [`open`] finds out what a directory holds. A store that is damaged in parts still opens: what is wrong is in the
+//! [`Catalogue`], beside what is right. Nothing here merges layers or knows of the tree that users see.
+
+pub mod docker;
+pub mod driver;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::digest::{CacheId, ChainId, ContainerId, DiffId, ImageId};
+use crate::error::{Error, Result};
+use crate::layer::Layer;
+use crate::layer::whiteout::Prefix;
+use crate::meta::Timestamp;
+use crate::reference::Reference;
+use crate::root::{Root, Space};
+
+/// How a store is to be opened.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// The kind of store to take the source for, one of [`kinds`]; found out where `None`.
+    pub kind: Option<String>,
+    /// The namespace of overlayfs' private attributes; found out where `None`.
+    pub prefix: Option<Prefix>,
+}
+
+type Opener = fn(Root, &Options) -> Result<Option<Box<dyn Store>>>;
+
+/// Every kind of store, in the order in which they are tried.
+const OPENERS: &[(&str, Opener)] = &[("docker", docker::open)];
+
+/// The names of all kinds of store.
+pub fn kinds() -> impl Iterator<Item = &'static str> {
+    OPENERS.iter().map(|(kind, _)| *kind)
+}
+
+/// Opens the store at a path of the host.
+///
+/// # Errors
+/// [`Error::NotFound`] where the directory holds no store; [`Error::Unsupported`] where it holds one that this program
+/// does not read, or cannot read right; [`Error::Io`] where it could not be looked at.
+pub fn open(path: &Path, options: &Options) -> Result<Box<dyn Store>> {
+    for (kind, opener) in OPENERS {
+        if options.kind.as_ref().is_none_or(|wanted| wanted == kind)
+            && let Some(store) = opener(Root::open(path)?, options)?
+        {
+            return Ok(store);
+        }
+    }
+    Err(Error::NotFound { what: format!("a container store in {}", path.display()) })
+}
+
+/// One store.
+pub trait Store: Debug + Send + Sync {
+    /// The kind, as [`Options::kind`] names it.
+    fn kind(&self) -> &'static str;
+
+    /// The graph driver or its like, for people.
+    fn driver(&self) -> &str;
+
+    /// Tells that something changed: two equal generations mean an equal catalogue.
+    ///
+    /// # Errors
+    /// Where the store could not be looked at.
+    fn generation(&self) -> Result<Generation>;
+
+    /// All that the store holds, and what of it is damaged. No layer's content is read.
+    ///
+    /// # Errors
+    /// Where nothing could be read at all.
+    fn catalogue(&self) -> Result<Catalogue>;
+
+    /// An image's config, byte for byte.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] where its SHA-256 is not the ID; [`Error::Stale`] where it is gone.
+    fn config(&self, id: &ImageId) -> Result<Vec<u8>>;
+
+    /// A container's config, as the engine wrote it.
+    ///
+    /// # Errors
+    /// [`Error::Stale`] where it is gone.
+    fn container_config(&self, id: &ContainerId) -> Result<Vec<u8>>;
+
+    /// Opens the layer whose directory has this name.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] where the directory is not there.
+    fn layer(&self, id: &CacheId) -> Result<Layer>;
+
+    /// What the file system that holds the layers says of its space.
+    ///
+    /// # Errors
+    /// Where it could not be asked.
+    fn space(&self) -> Result<Space>;
+}
+
+/// A state of a store, to be compared with another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Generation(Vec<(u64, Timestamp, Timestamp)>);
+
+impl Generation {
+    /// The generation told by these files: inode number, time of the last change of content, and of attributes.
+    #[must_use]
+    pub fn of(files: Vec<(u64, Timestamp, Timestamp)>) -> Self {
+        Self(files)
+    }
+}
+
+/// What a store holds.
+#[derive(Debug, Default)]
+pub struct Catalogue {
+    /// Every image, damaged ones too.
+    pub images: BTreeMap<ImageId, Arc<Image>>,
+    /// What each reference names.
+    pub references: BTreeMap<Reference, ImageId>,
+    /// Every layer that the store lists.
+    pub layers: BTreeMap<ChainId, Arc<LayerRecord>>,
+    /// Every container of this store's driver.
+    pub containers: BTreeMap<ContainerId, Arc<Container>>,
+    /// All that is wrong.
+    pub damage: Vec<Damage>,
+    /// When the store was last changed, as far as its own files tell.
+    pub changed: Timestamp,
+}
+
+/// Something wrong with a store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// The file or object.
+    pub what: String,
+    /// What is wrong with it.
+    pub why: String,
+    /// The images that suffer.
+    pub images: BTreeSet<ImageId>,
+}
+
+/// How an image stands among the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// A reference names it.
+    Referenced,
+    /// No reference names it, and it is no image's parent.
+    Dangling,
+    /// No reference names it, but another image was built upon it.
+    Intermediate,
+}
+
+/// An image.
+#[derive(Debug)]
+pub struct Image {
+    /// The ID.
+    pub id: ImageId,
+    /// How it stands among the others.
+    pub standing: Standing,
+    /// The layers, bottom first.
+    pub layers: Vec<ImageLayer>,
+    /// The build steps, first to last; there may be fewer that made layers than there are layers.
+    pub history: Vec<Step>,
+    /// The size of the config in bytes.
+    pub config_bytes: u64,
+    /// When the image was stored here.
+    pub stored: Timestamp,
+    /// Whether the config could be read and is the right one.
+    pub has_config: bool,
+    /// What is wrong with the image, a sentence each.
+    pub damage: Vec<String>,
+}
+
+/// A layer as an image names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageLayer {
+    /// The diff ID in the config.
+    pub diff: DiffId,
+    /// The chain ID computed of this diff ID and those below.
+    pub chain: ChainId,
+}
+
+/// A build step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// When, as the config says it: RFC 3339, or nothing.
+    pub created: String,
+    /// The command.
+    pub created_by: String,
+    /// Whether it made no layer.
+    pub is_empty: bool,
+}
+
+/// A layer as the store lists it.
+#[derive(Debug)]
+pub struct LayerRecord {
+    /// The chain ID.
+    pub chain: ChainId,
+    /// The diff ID, where it could be read.
+    pub diff: Option<DiffId>,
+    /// The layer below; `None` for a base layer, and where it could not be read.
+    pub parent: Option<ChainId>,
+    /// The name of the directory that holds it, where it could be read.
+    pub cache_id: Option<CacheId>,
+    /// That directory on the host.
+    pub directory: Option<PathBuf>,
+    /// The size in bytes as the engine counted it.
+    pub size_bytes: Option<u64>,
+    /// What is wrong with the layer.
+    pub damage: Option<String>,
+}
+
+/// A container.
+#[derive(Debug)]
+pub struct Container {
+    /// The ID.
+    pub id: ContainerId,
+    /// The name without the slash in front; `None` where there is none, or none that could stand in a path.
+    pub name: Option<String>,
+    /// The image, where it is known.
+    pub image: Option<ImageId>,
+    /// The directory of the writable layer.
+    pub changes: Option<CacheId>,
+    /// The directory of the layer that the engine put beneath it.
+    pub init: Option<CacheId>,
+    /// The top layer of the image; `None` for an image without layers.
+    pub parent: Option<ChainId>,
+    /// The size of the config in bytes.
+    pub config_bytes: Option<u64>,
+    /// When the config was written.
+    pub stored: Timestamp,
+    /// What is wrong with the container, a sentence each.
+    pub damage: Vec<String>,
+}
+
+impl Catalogue {
+    /// The records of a layer and all below it, top first.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] where one of them is damaged or not listed: a shorter stack would show a wrong union.
+    pub fn stack(&self, top: &ChainId) -> Result<Vec<Arc<LayerRecord>>> {
+        let mut stack = Vec::new();
+        let mut next = Some(*top);
+        while let Some(chain) = next {
+            let record = self
+                .layers
+                .get(&chain)
+                .ok_or_else(|| Error::damaged(format!("layer {chain}"), "the store does not list it"))?;
+            if let Some(why) = &record.damage {
+                return Err(Error::damaged(format!("layer {chain}"), why.clone()));
+            }
+            // A chain ID is a hash over its parent's, so no chain of valid records can come back to itself.
+            stack.push(Arc::clone(record));
+            next = record.parent;
+        }
+        Ok(stack)
+    }
+}
+
+impl Image {
+    /// The chain ID of the top layer; `None` for an image without layers.
+    #[must_use]
+    pub fn top(&self) -> Option<ChainId> {
+        self.layers.last().map(|layer| layer.chain)
+    }
+
+    /// The build step that made layer `index`, counted from the base, where the history tells.
+    #[must_use]
+    pub fn step_of(&self, index: usize) -> Option<&Step> {
+        self.history.iter().filter(|step| !step.is_empty).nth(index)
+    }
+}
