@@ -21,3 +21,4 @@ pub mod root;
 pub mod store;
 mod sys;
 pub mod union;
+pub mod view;

@@ -1,0 +1,101 @@
+//! `by-chain` and `by-diff`: single layers by their IDs, and the facts of each beside it.
+
+use std::sync::Arc;
+
+use super::{Link, Node, Section, Shared, Snapshot, Text, facts, meant_id};
+use crate::digest::{ChainId, DiffId};
+use crate::error::Result;
+use crate::meta::Timestamp;
+use crate::name::Name;
+
+/// The folder of chain IDs.
+pub(super) fn by_chain(shared: &Arc<Shared>) -> Node {
+    node(shared, Key::Chain)
+}
+
+/// The folder of diff IDs. Of several chains with one diff ID, whose content is the same, one is shown.
+pub(super) fn by_diff(shared: &Arc<Shared>) -> Node {
+    node(shared, Key::Diff)
+}
+
+fn node(shared: &Arc<Shared>, key: Key) -> Node {
+    Node::Section(Arc::new(ByLayer { shared: Arc::clone(shared), key }))
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Key {
+    Chain,
+    Diff,
+}
+
+#[derive(Debug)]
+struct ByLayer {
+    shared: Arc<Shared>,
+    key: Key,
+}
+
+impl ByLayer {
+    fn all(&self, snapshot: &Snapshot) -> Vec<(String, ChainId)> {
+        match self.key {
+            Key::Chain => snapshot.catalogue.layers.keys().map(|chain| (chain.hex(), *chain)).collect(),
+            Key::Diff => snapshot.diffs.iter().map(|(diff, chain)| (diff.hex(), *chain)).collect(),
+        }
+    }
+
+    fn find(&self, snapshot: &Snapshot, hex: &str) -> Option<ChainId> {
+        match self.key {
+            Key::Chain => ChainId::from_hex(hex).filter(|chain| snapshot.catalogue.layers.contains_key(chain)),
+            Key::Diff => DiffId::from_hex(hex).and_then(|diff| snapshot.diffs.get(&diff)).copied(),
+        }
+    }
+
+    fn facts(&self, snapshot: &Snapshot, chain: &ChainId) -> Node {
+        let content = facts::layer(snapshot, self.shared.store.driver(), chain, None, None);
+        Node::Text(Text::ready(content, snapshot.catalogue.changed))
+    }
+
+    fn tree(&self, snapshot: &Snapshot, chain: &ChainId) -> Result<Option<Node>> {
+        let Some(record) = snapshot.catalogue.layers.get(chain) else { return Ok(None) };
+        self.shared.layer_root(self.shared.layer(record)?).map(Some)
+    }
+}
+
+impl Section for ByLayer {
+    fn identity(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn time(&self) -> Timestamp {
+        self.shared.snapshot.read().catalogue.changed
+    }
+
+    fn changes(&self) -> bool {
+        true
+    }
+
+    fn lookup(&self, name: &Name) -> Result<Option<Node>> {
+        let snapshot = self.shared.current();
+        let Ok(text) = std::str::from_utf8(name.as_bytes()) else { return Ok(None) };
+        if let Some(chain) = text.strip_suffix(".json").and_then(|hex| self.find(&snapshot, hex)) {
+            return Ok(Some(self.facts(&snapshot, &chain)));
+        }
+        if let Some(chain) = self.find(&snapshot, text) {
+            return self.tree(&snapshot, &chain);
+        }
+        let meant = meant_id(name, self.all(&snapshot).into_iter().map(|(hex, _)| hex));
+        Ok(meant.map(|hex| Node::Link(Link::new(hex.into_bytes(), snapshot.catalogue.changed))))
+    }
+
+    fn list(&self) -> Result<Vec<(Name, Node)>> {
+        let snapshot = self.shared.current();
+        let mut entries = Vec::new();
+        for (hex, chain) in self.all(&snapshot) {
+            // A damaged layer has facts, which say what is wrong, and no tree.
+            if let Ok(Some(tree)) = self.tree(&snapshot, &chain) {
+                entries.push((Name::escaped(hex.as_bytes()), tree));
+            }
+            entries.push((Name::escaped(format!("{hex}.json").as_bytes()), self.facts(&snapshot, &chain)));
+        }
+        Ok(entries)
+    }
+}

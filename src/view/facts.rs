@@ -1,0 +1,97 @@
+//! The small files that say what the store knows: a layer's facts, an image's history, what is damaged.
+
+use serde::Serialize;
+
+use super::Snapshot;
+use crate::digest::ChainId;
+use crate::store::{Catalogue, Image, Step};
+
+#[derive(Serialize)]
+struct LayerFacts<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    layer: Option<usize>,
+    diff_id: Option<String>,
+    chain_id: String,
+    parent: Option<String>,
+    driver: &'a str,
+    cache_id: Option<&'a str>,
+    /// On the host.
+    directory: Option<String>,
+    size_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    created: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    created_by: Option<&'a str>,
+    images: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    damage: Option<String>,
+}
+
+/// A layer's facts as JSON; with its number and build step where it is seen as an image's.
+pub(super) fn layer(
+    snapshot: &Snapshot,
+    driver: &str,
+    chain: &ChainId,
+    index: Option<usize>,
+    step: Option<&Step>,
+) -> Vec<u8> {
+    let record = snapshot.catalogue.layers.get(chain);
+    let users = snapshot.users.get(chain);
+    json(&LayerFacts {
+        layer: index,
+        diff_id: record.and_then(|record| record.diff).map(|diff| diff.to_string()),
+        chain_id: chain.to_string(),
+        parent: record.and_then(|record| record.parent).map(|parent| parent.to_string()),
+        driver,
+        cache_id: record.and_then(|record| record.cache_id.as_ref()).map(|id| id.as_str()),
+        directory: record.and_then(|record| record.directory.as_ref()).map(|path| path.to_string_lossy().into_owned()),
+        size_bytes: record.and_then(|record| record.size_bytes),
+        created: step.map(|step| step.created.as_str()),
+        created_by: step.map(|step| step.created_by.as_str()),
+        images: users.map(|ids| ids.iter().map(ToString::to_string).collect()).unwrap_or_default(),
+        damage: match record {
+            Some(record) => record.damage.clone(),
+            None => Some("the store does not list this layer".to_owned()),
+        },
+    })
+}
+
+/// A document as readable JSON with a newline at its end.
+pub(super) fn json(document: &impl Serialize) -> Vec<u8> {
+    // Documents of this module hold strings and numbers only, which cannot fail to be written.
+    let mut text = serde_json::to_vec_pretty(document).unwrap_or_default();
+    text.push(b'\n');
+    text
+}
+
+/// What is wrong, a line each.
+pub(super) fn damage(sentences: &[String]) -> Vec<u8> {
+    sentences.iter().map(|sentence| format!("{sentence}\n")).collect::<String>().into_bytes()
+}
+
+/// A row per build step, first to last: the number of the layer that it made or `-`, that layer's size in bytes, when,
+/// and the command. Layers that no step made, as in imported images, come last with an empty command.
+pub(super) fn history(image: &Image, catalogue: &Catalogue) -> String {
+    let size = |index: usize| {
+        let record = image.layers.get(index).and_then(|layer| catalogue.layers.get(&layer.chain));
+        record.and_then(|record| record.size_bytes).map_or_else(|| "-".to_owned(), |size| size.to_string())
+    };
+    let row = |layer: &str, size: &str, created: &str, command: &str| {
+        let created = if created.is_empty() { "-" } else { created };
+        format!("{layer:<5}  {size:>12}  {created:<30}  {}\n", command.escape_debug())
+    };
+    let mut text = row("LAYER", "SIZE", "CREATED", "COMMAND");
+    let mut made = 0_usize;
+    for step in &image.history {
+        if step.is_empty {
+            text.push_str(&row("-", "-", &step.created, &step.created_by));
+        } else {
+            text.push_str(&row(&made.to_string(), &size(made), &step.created, &step.created_by));
+            made = made.saturating_add(1);
+        }
+    }
+    for index in made..image.layers.len() {
+        text.push_str(&row(&index.to_string(), &size(index), "", ""));
+    }
+    text
+}

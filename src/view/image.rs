@@ -1,0 +1,179 @@
+//! An image's directory, and the folder of its layers.
+//!
+//! ```text
+//! config.json        as the store has it; absent where it is not the right one
+//! history            a row per build step
+//! layers/<n>/        layer n, 0 at the base; absent where the layer is damaged
+//! layers/<n>.json    what the store knows of it
+//! merged             link to the union of all layers
+//! damage             what is wrong with the image; only where something is
+//! ```
+
+use std::sync::Arc;
+
+use super::{Link, Node, Section, Shared, Snapshot, Text, facts};
+use crate::digest::{ChainId, ImageId};
+use crate::error::{Error, Result};
+use crate::meta::Timestamp;
+use crate::name::Name;
+use crate::store::Image;
+
+/// An image's directory.
+#[derive(Debug)]
+pub(super) struct ImageDir {
+    shared: Arc<Shared>,
+    snapshot: Arc<Snapshot>,
+    image: Arc<Image>,
+    /// How many directories lie between this directory's entries and the root of the view.
+    depth: usize,
+}
+
+const ENTRIES: [&str; 5] = ["config.json", "damage", "history", "layers", "merged"];
+
+impl ImageDir {
+    /// The directory of an image, where the store has it. Its entries lie `depth` directories below the root.
+    pub(super) fn node(shared: &Arc<Shared>, snapshot: &Arc<Snapshot>, id: &ImageId, depth: usize) -> Option<Node> {
+        let image = Arc::clone(snapshot.catalogue.images.get(id)?);
+        let dir = Self { shared: Arc::clone(shared), snapshot: Arc::clone(snapshot), image, depth };
+        Some(Node::Section(Arc::new(dir)))
+    }
+
+    fn entry(&self, name: &str) -> Option<Node> {
+        let image = &self.image;
+        let node = match name {
+            "config.json" if image.has_config => {
+                Node::Text(Text::image_config(&self.shared, image.id, image.config_bytes, image.stored))
+            }
+            "history" if image.has_config => {
+                Node::Text(Text::ready(facts::history(image, &self.snapshot.catalogue).into_bytes(), image.stored))
+            }
+            "damage" if !image.damage.is_empty() => Node::Text(Text::ready(facts::damage(&image.damage), image.stored)),
+            "layers" if image.has_config => LayersDir::node(
+                &self.shared,
+                &self.snapshot,
+                image.layers.iter().map(|layer| layer.chain).collect(),
+                Some(image),
+                image.stored,
+            ),
+            "merged" if image.damage.is_empty() => {
+                let target = format!("{}merged/{}", "../".repeat(self.depth), image.id.hex());
+                Node::Link(Link::new(target.into_bytes(), image.stored))
+            }
+            _ => return None,
+        };
+        Some(node)
+    }
+}
+
+impl Section for ImageDir {
+    fn identity(&self) -> Vec<u8> {
+        identity(&self.snapshot, &self.image.id.to_string(), self.image.layers.iter().map(|layer| &layer.chain))
+    }
+
+    fn time(&self) -> Timestamp {
+        self.image.stored
+    }
+
+    fn changes(&self) -> bool {
+        false
+    }
+
+    fn lookup(&self, name: &Name) -> Result<Option<Node>> {
+        Ok(std::str::from_utf8(name.as_bytes()).ok().and_then(|name| self.entry(name)))
+    }
+
+    fn list(&self) -> Result<Vec<(Name, Node)>> {
+        Ok(ENTRIES.iter().filter_map(|name| Some((Name::escaped(name.as_bytes()), self.entry(name)?))).collect())
+    }
+}
+
+/// What tells a directory of layers from another at the same path: also whether a layer moved to another directory of
+/// the store, as when an image is removed and loaded again, or was damaged.
+fn identity<'a>(snapshot: &Snapshot, owner: &str, chains: impl Iterator<Item = &'a ChainId>) -> Vec<u8> {
+    let mut text = owner.to_owned();
+    for chain in chains {
+        let record = snapshot.catalogue.layers.get(chain);
+        let cache_id = record.and_then(|record| record.cache_id.as_ref());
+        let damage = record.and_then(|record| record.damage.as_deref());
+        text.push_str(&format!("\n{}\t{}", cache_id.map_or("", |id| id.as_str()), damage.unwrap_or_default()));
+    }
+    text.into_bytes()
+}
+
+/// The folder of an image's or a container's layers.
+#[derive(Debug)]
+pub(super) struct LayersDir {
+    shared: Arc<Shared>,
+    snapshot: Arc<Snapshot>,
+    /// Bottom first.
+    chains: Vec<ChainId>,
+    image: Option<Arc<Image>>,
+    time: Timestamp,
+}
+
+impl LayersDir {
+    /// The folder of these layers, bottom first.
+    pub(super) fn node(
+        shared: &Arc<Shared>,
+        snapshot: &Arc<Snapshot>,
+        chains: Vec<ChainId>,
+        image: Option<&Arc<Image>>,
+        time: Timestamp,
+    ) -> Node {
+        Node::Section(Arc::new(Self {
+            shared: Arc::clone(shared),
+            snapshot: Arc::clone(snapshot),
+            chains,
+            image: image.map(Arc::clone),
+            time,
+        }))
+    }
+
+    fn facts(&self, index: usize, chain: &ChainId) -> Node {
+        let step = self.image.as_ref().and_then(|image| image.step_of(index));
+        let content = facts::layer(&self.snapshot, self.shared.store.driver(), chain, Some(index), step);
+        Node::Text(Text::ready(content, self.time))
+    }
+
+    fn tree(&self, chain: &ChainId) -> Result<Node> {
+        let record = self.snapshot.catalogue.layers.get(chain);
+        let record = record.ok_or_else(|| Error::damaged(format!("layer {chain}"), "the store does not list it"))?;
+        self.shared.layer_root(self.shared.layer(record)?)
+    }
+}
+
+impl Section for LayersDir {
+    fn identity(&self) -> Vec<u8> {
+        identity(&self.snapshot, "", self.chains.iter())
+    }
+
+    fn time(&self) -> Timestamp {
+        self.time
+    }
+
+    fn changes(&self) -> bool {
+        false
+    }
+
+    fn lookup(&self, name: &Name) -> Result<Option<Node>> {
+        let Ok(text) = std::str::from_utf8(name.as_bytes()) else { return Ok(None) };
+        let digits = text.strip_suffix(".json").unwrap_or(text);
+        let index = digits.parse::<usize>().ok().filter(|index| index.to_string() == digits);
+        let Some((index, chain)) = index.and_then(|index| Some((index, self.chains.get(index)?))) else {
+            return Ok(None);
+        };
+        if text == digits { self.tree(chain).map(Some) } else { Ok(Some(self.facts(index, chain))) }
+    }
+
+    fn list(&self) -> Result<Vec<(Name, Node)>> {
+        let mut entries = Vec::with_capacity(self.chains.len().saturating_mul(2));
+        for (index, chain) in self.chains.iter().enumerate() {
+            // A damaged layer has facts, which say what is wrong, and no tree.
+            if let Ok(tree) = self.tree(chain) {
+                entries.push((Name::escaped(index.to_string().as_bytes()), tree));
+            }
+            entries.push((Name::escaped(format!("{index}.json").as_bytes()), self.facts(index, chain)));
+        }
+        Ok(entries)
+    }
+}

@@ -1,0 +1,138 @@
+//! `merged`: every image once for each of its tags, or by its ID where it has none, with all layers united.
+//!
+//! IDs and digests of images that are listed by a tag lead there as symbolic links. A chain ID stands for the union of
+//! that layer and all below, and is not listed.
+
+use std::sync::Arc;
+
+use super::names::{Found, Path, target};
+use super::{Link, Node, Section, Shared, Snapshot, meant_id};
+use crate::digest::{ChainId, ImageId};
+use crate::error::{Error, Result};
+use crate::meta::Timestamp;
+use crate::name::Name;
+
+/// The folder of unions.
+pub(super) fn merged(shared: &Arc<Shared>) -> Node {
+    Node::Section(Arc::new(Merged { shared: Arc::clone(shared), path: Path::new() }))
+}
+
+#[derive(Debug)]
+struct Merged {
+    shared: Arc<Shared>,
+    path: Path,
+}
+
+impl Merged {
+    fn below(&self, name: &Name) -> Path {
+        self.path.iter().chain([name]).cloned().collect()
+    }
+
+    fn directory(&self, path: Path) -> Node {
+        Node::Section(Arc::new(Self { shared: Arc::clone(&self.shared), path }))
+    }
+
+    fn image(&self, snapshot: &Snapshot, id: &ImageId) -> Result<Option<Node>> {
+        let Some(image) = snapshot.catalogue.images.get(id) else { return Ok(None) };
+        if let Some(why) = image.damage.first() {
+            return Err(Error::damaged(format!("image {id}"), why.clone()));
+        }
+        match image.top() {
+            Some(top) => self.shared.union_root(&snapshot.catalogue, &top).map(Some),
+            None => Ok(Some(Node::Section(Arc::new(Empty(image.stored))))),
+        }
+    }
+
+    /// The listed name of what is meant by a name at the top that is not listed: an ID, or a repository and digest.
+    fn alias(&self, snapshot: &Snapshot, typed: &Name, path: &Path) -> Option<Path> {
+        let id = match snapshot.digests.find(path) {
+            Some(Found::Image(id)) => id,
+            Some(Found::Alias(_) | Found::Directory) | None if self.path.is_empty() => {
+                let meant = meant_id(typed, snapshot.catalogue.images.keys().map(ImageId::hex))?;
+                ImageId::from_hex(&meant)?
+            }
+            Some(Found::Alias(_) | Found::Directory) | None => return None,
+        };
+        snapshot.merged.place_of(&id).cloned()
+    }
+
+    fn chain(&self, snapshot: &Snapshot, typed: &Name) -> Result<Option<Node>> {
+        let text = std::str::from_utf8(typed.as_bytes()).unwrap_or_default();
+        let chain = ChainId::from_hex(text.strip_prefix("sha256:").unwrap_or(text));
+        match chain.filter(|chain| self.path.is_empty() && snapshot.catalogue.layers.contains_key(chain)) {
+            Some(chain) => self.shared.union_root(&snapshot.catalogue, &chain).map(Some),
+            None => Ok(None),
+        }
+    }
+}
+
+impl Section for Merged {
+    fn identity(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn time(&self) -> Timestamp {
+        self.shared.snapshot.read().catalogue.changed
+    }
+
+    fn changes(&self) -> bool {
+        true
+    }
+
+    fn lookup(&self, name: &Name) -> Result<Option<Node>> {
+        let snapshot = self.shared.current();
+        let path = self.below(name);
+        let link = |place: &Path| Node::Link(Link::new(target(&self.path, place), snapshot.catalogue.changed));
+        match snapshot.merged.find(&path) {
+            Some(Found::Image(id)) => self.image(&snapshot, &id),
+            Some(Found::Directory) => Ok(Some(self.directory(path))),
+            Some(Found::Alias(place)) => Ok(Some(link(&place))),
+            None => match self.alias(&snapshot, name, &path) {
+                Some(place) => Ok(Some(link(&place))),
+                // The way to a digest of a repository that no tag leads through.
+                None if snapshot.digests.is_directory(&path) => Ok(Some(self.directory(path))),
+                None => self.chain(&snapshot, name),
+            },
+        }
+    }
+
+    fn list(&self) -> Result<Vec<(Name, Node)>> {
+        let snapshot = self.shared.current();
+        let mut entries = Vec::new();
+        for (name, id) in snapshot.merged.list(&self.path) {
+            let node = match id {
+                // The union of a damaged image would be wrong; status and the image's directory say why it is absent.
+                Some(id) => self.image(&snapshot, &id).ok().flatten(),
+                None => Some(self.directory(self.below(&name))),
+            };
+            entries.extend(node.map(|node| (name, node)));
+        }
+        Ok(entries)
+    }
+}
+
+/// The union of an image without layers.
+#[derive(Debug)]
+struct Empty(Timestamp);
+
+impl Section for Empty {
+    fn identity(&self) -> Vec<u8> {
+        b"empty".to_vec()
+    }
+
+    fn time(&self) -> Timestamp {
+        self.0
+    }
+
+    fn changes(&self) -> bool {
+        false
+    }
+
+    fn lookup(&self, _: &Name) -> Result<Option<Node>> {
+        Ok(None)
+    }
+
+    fn list(&self) -> Result<Vec<(Name, Node)>> {
+        Ok(Vec::new())
+    }
+}

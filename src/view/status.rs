@@ -1,0 +1,76 @@
+//! `status`: what the view says of the store, as JSON.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::{Form, Node, Shared, Text, facts};
+use crate::store::Standing;
+
+#[derive(Serialize)]
+struct Status {
+    version: &'static str,
+    source: String,
+    kind: &'static str,
+    driver: String,
+    whiteouts: &'static str,
+    images: Images,
+    references: usize,
+    layers: usize,
+    containers: usize,
+    damage: Vec<Damage>,
+}
+
+#[derive(Serialize)]
+struct Images {
+    total: usize,
+    referenced: usize,
+    dangling: usize,
+    intermediate: usize,
+    damaged: usize,
+}
+
+#[derive(Serialize)]
+struct Damage {
+    object: String,
+    reason: String,
+    images: Vec<String>,
+}
+
+/// The file at the root.
+pub(super) fn status(shared: &Arc<Shared>) -> Node {
+    Node::Text(Text::status(shared))
+}
+
+/// The file's content.
+pub(super) fn content(shared: &Shared) -> Vec<u8> {
+    let snapshot = shared.current();
+    let catalogue = &snapshot.catalogue;
+    let count = |standing: Standing| catalogue.images.values().filter(|image| image.standing == standing).count();
+    let damage = catalogue.damage.iter().map(|damage| Damage {
+        object: damage.what.clone(),
+        reason: damage.why.clone(),
+        images: damage.images.iter().map(ToString::to_string).collect(),
+    });
+    facts::json(&Status {
+        version: env!("CARGO_PKG_VERSION"),
+        source: shared.options.source.to_string_lossy().into_owned(),
+        kind: shared.store.kind(),
+        driver: shared.store.driver().to_owned(),
+        whiteouts: match shared.options.whiteouts {
+            Form::Oci => "oci",
+            Form::Stored => "stored",
+        },
+        images: Images {
+            total: catalogue.images.len(),
+            referenced: count(Standing::Referenced),
+            dangling: count(Standing::Dangling),
+            intermediate: count(Standing::Intermediate),
+            damaged: catalogue.images.values().filter(|image| !image.damage.is_empty()).count(),
+        },
+        references: catalogue.references.len(),
+        layers: catalogue.layers.len(),
+        containers: catalogue.containers.len(),
+        damage: damage.collect(),
+    })
+}
