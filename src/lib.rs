@@ -1,8 +1,8 @@
 //! docker-fs shows every container image of a machine as one read-only tree.
 //!
 //! The library reads a container store from its directories alone: no daemon is asked, no kernel overlay is mounted
-//! and nothing is written. `store::open` finds out what a directory holds; `view::View` arranges it as the tree
-//! that users see; `mount` (feature `mount`) serves that tree through FUSE.
+//! and nothing is written. [`store::open`] finds out what a directory holds; [`view::View`] arranges it as the tree
+//! that users see; [`mount`](crate::mount) (feature `mount`) serves that tree through FUSE.
 //!
 //! Uses between the modules point one way, from the tree that users see to the host's files:
 //!
@@ -22,3 +22,6 @@ pub mod store;
 mod sys;
 pub mod union;
 pub mod view;
+
+#[cfg(feature = "mount")]
+pub mod mount;

@@ -1,0 +1,430 @@
+//! From `fuser` to [`Server`] and back: decodes, calls, encodes.
+//!
+//! Requests are logged here and nowhere else: every one at the level trace, failed ones at debug. A panic in a request
+//! answers `EIO` and is logged as an error.
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fuser::{
+    AccessFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+};
+use rustix::io::Errno;
+
+use super::server::{Attributes, Caching, Looked, Server};
+use crate::error::{Error, Result};
+use crate::layer::Seek;
+use crate::meta::{DeviceNumber, Kind, Meta, Timestamp};
+
+/// `lseek(2)`'s numbers for what FUSE hands on.
+const SEEK_DATA: i32 = 3;
+const SEEK_HOLE: i32 = 4;
+/// How many requests of its own accord the kernel may have under way, read-ahead for example.
+const BACKGROUND_MAX: u16 = 64;
+
+thread_local! {
+    /// What a thread reads files into, so that a read allocates nothing.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The file system that `fuser` calls.
+#[derive(Debug)]
+pub(super) struct Adapter {
+    server: Server,
+    /// Whether other users enter, so that the kernel must know ACLs to check permissions.
+    allow_other: bool,
+}
+
+impl Adapter {
+    pub(super) fn new(server: Server, allow_other: bool) -> Self {
+        Self { server, allow_other }
+    }
+
+    /// Runs a request's handler. Whatever happens in it, the caller has an answer to send.
+    fn answer<T>(&self, request: &str, number: INodeNo, handler: impl FnOnce(&Server) -> Result<T>) -> Answer<T> {
+        log::trace!("{request} {number}");
+        match catch_unwind(AssertUnwindSafe(|| handler(&self.server))) {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => {
+                match &error {
+                    Error::Damaged { .. } => log::warn!("{error}"),
+                    Error::Io { .. }
+                    | Error::Refused { .. }
+                    | Error::Stale { .. }
+                    | Error::Unsupported { .. }
+                    | Error::NotFound { .. } => log::debug!("{request} {number}: {error}"),
+                }
+                Err(fuser::Errno::from_i32(error.errno().raw_os_error()))
+            }
+            Err(_panic) => {
+                log::error!("{request} of inode {number} panicked; this is a defect of docker-fs");
+                Err(fuser::Errno::EIO)
+            }
+        }
+    }
+}
+
+type Answer<T> = std::result::Result<T, fuser::Errno>;
+
+fn kind(kind: Kind) -> FileType {
+    match kind {
+        Kind::Regular => FileType::RegularFile,
+        Kind::Directory => FileType::Directory,
+        Kind::Symlink => FileType::Symlink,
+        Kind::Fifo => FileType::NamedPipe,
+        Kind::Socket => FileType::Socket,
+        Kind::CharDevice => FileType::CharDevice,
+        Kind::BlockDevice => FileType::BlockDevice,
+    }
+}
+
+fn time(time: Timestamp) -> SystemTime {
+    let whole = Duration::from_secs(time.seconds.unsigned_abs());
+    let start = if time.seconds < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
+    let part = Duration::from_nanos(time.nanoseconds.into());
+    start.and_then(|start| start.checked_add(part)).unwrap_or(UNIX_EPOCH)
+}
+
+/// The kernel's `new_encode_dev()`.
+fn device(number: DeviceNumber) -> u32 {
+    (number.minor & 0xff) | ((number.major & 0xfff) << 8) | ((number.minor & 0xf_ff00) << 12)
+}
+
+fn attr(number: u64, meta: &Meta) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(number),
+        size: meta.size_bytes,
+        blocks: meta.blocks,
+        atime: time(meta.accessed),
+        mtime: time(meta.modified),
+        ctime: time(meta.changed),
+        crtime: UNIX_EPOCH,
+        kind: kind(meta.kind),
+        perm: meta.permissions,
+        nlink: meta.links,
+        uid: meta.uid,
+        gid: meta.gid,
+        rdev: device(meta.rdev),
+        blksize: meta.block_size,
+        flags: 0,
+    }
+}
+
+/// What a negative answer carries: inode 0.
+fn nothing() -> FileAttr {
+    attr(0, &Meta::made_up(Kind::Regular, 0, Timestamp::default(), 0))
+}
+
+fn reply_xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
+    let length = u32::try_from(value.len()).unwrap_or(u32::MAX);
+    if size == 0 {
+        reply.size(length);
+    } else if length <= size {
+        reply.data(value);
+    } else {
+        reply.error(fuser::Errno::ERANGE);
+    }
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let mut wanted = vec![
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_AUTO_INVAL_DATA,
+        ];
+        if self.allow_other {
+            // Without it the kernel takes an ACL's mask for the group's permissions.
+            wanted.push(InitFlags::FUSE_POSIX_ACL);
+        }
+        for flag in wanted {
+            if config.add_capabilities(flag).is_err() {
+                log::info!("the kernel does not offer {flag:?}");
+            }
+        }
+        if config.set_max_background(BACKGROUND_MAX).is_err() {
+            log::info!("the kernel keeps its own limit of background requests");
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.answer("lookup", parent, |server| server.lookup(parent.0, name.as_bytes())) {
+            Ok(Looked::Found { attributes, generation, valid }) => reply.entry_with_ttls(
+                &attributes.valid,
+                &valid,
+                &attr(attributes.number, &attributes.meta),
+                Generation(generation),
+            ),
+            Ok(Looked::Absent { valid }) if valid.is_zero() => reply.error(fuser::Errno::ENOENT),
+            Ok(Looked::Absent { valid }) => reply.entry(&valid, &nothing(), Generation(0)),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn forget(&self, _: &Request, number: INodeNo, count: u64) {
+        // A panic has no one to be answered to; it is logged all the same.
+        self.answer("forget", number, |server| Ok(server.forget(number.0, count))).unwrap_or_default();
+    }
+
+    fn getattr(&self, _: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        match self.answer("getattr", number, |server| server.attributes(number.0)) {
+            Ok(Attributes { number, meta, valid }) => reply.attr(&valid, &attr(number, &meta)),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn readlink(&self, _: &Request, number: INodeNo, reply: ReplyData) {
+        match self.answer("readlink", number, |server| server.read_link(number.0)) {
+            Ok(target) => reply.data(&target),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn open(&self, _: &Request, number: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        match self.answer("open", number, |server| server.open(number.0)) {
+            Ok((handle, caching)) => {
+                let flags = match caching {
+                    Caching::Kept => FopenFlags::FOPEN_KEEP_CACHE,
+                    Caching::WhileOpen => FopenFlags::empty(),
+                    Caching::Never => FopenFlags::FOPEN_DIRECT_IO,
+                };
+                reply.opened(FileHandle(handle), flags | FopenFlags::FOPEN_NOFLUSH);
+            }
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        number: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        BUFFER.with_borrow_mut(|buffer| {
+            let size = usize::try_from(size).unwrap_or_default();
+            if buffer.len() < size {
+                buffer.resize(size, 0);
+            }
+            let into = buffer.get_mut(..size).unwrap_or_default();
+            match self.answer("read", number, |server| server.read(handle.0, into, offset)) {
+                Ok(filled) => reply.data(buffer.get(..filled).unwrap_or_default()),
+                Err(errno) => reply.error(errno),
+            }
+        });
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        number: INodeNo,
+        handle: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        match self.answer("release", number, |server| Ok(server.release(handle.0))) {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn opendir(&self, _: &Request, number: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        match self.answer("opendir", number, |server| server.open_dir(number.0)) {
+            Ok((handle, true)) => {
+                reply.opened(FileHandle(handle), FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE);
+            }
+            Ok((handle, false)) => reply.opened(FileHandle(handle), FopenFlags::empty()),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    /// Offset 0 is the start, 1 is behind `.`, 2 behind `..`, and so on along the listing.
+    fn readdir(&self, _: &Request, number: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let filled = self.answer("readdir", number, |server| {
+            let listing = server.listing(handle.0, offset == 0)?;
+            let dots = [(listing.number, "."), (listing.parent, "..")];
+            for (at, (dot, name)) in (1..).zip(dots).skip(skipped(offset, 0)) {
+                if reply.add(INodeNo(dot), at, FileType::Directory, name) {
+                    return Ok(());
+                }
+            }
+            for (at, entry) in (3..).zip(listing.entries.iter()).skip(skipped(offset, 2)) {
+                let (inode, meta) = server.number(entry);
+                if reply.add(INodeNo(inode), at, kind(meta.kind), entry.name.as_os_str()) {
+                    return Ok(());
+                }
+            }
+            Ok(())
+        });
+        match filled {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        _: &Request,
+        number: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let filled = self.answer("readdirplus", number, |server| {
+            let listing = server.listing(handle.0, offset == 0)?;
+            // The kernel looks at number and type of these two only, and counts no lookup.
+            let dots = [(listing.number, "."), (listing.parent, "..")];
+            for (at, (dot, name)) in (1..).zip(dots).skip(skipped(offset, 0)) {
+                let meta = Meta::made_up(Kind::Directory, 0o555, Timestamp::default(), 0);
+                if reply.add(INodeNo(dot), at, name, &Duration::ZERO, &attr(dot, &meta), Generation(0)) {
+                    return Ok(());
+                }
+            }
+            for (at, entry) in (3..).zip(listing.entries.iter()).skip(skipped(offset, 2)) {
+                let (Attributes { number, meta, valid }, generation) = server.entry(&listing, entry);
+                let name = entry.name.as_os_str();
+                if reply.add(INodeNo(number), at, name, &valid, &attr(number, &meta), Generation(generation)) {
+                    server.forget(number, 1);
+                    return Ok(());
+                }
+            }
+            Ok(())
+        });
+        match filled {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn releasedir(&self, _: &Request, number: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        match self.answer("releasedir", number, |server| Ok(server.release_dir(handle.0))) {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn statfs(&self, _: &Request, number: INodeNo, reply: ReplyStatfs) {
+        match self.answer("statfs", number, Server::space) {
+            Ok(space) => reply.statfs(
+                space.blocks,
+                space.blocks_free,
+                space.blocks_available,
+                space.files,
+                space.files_free,
+                space.block_size,
+                space.name_max,
+                space.fragment_size,
+            ),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn getxattr(&self, _: &Request, number: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        match self.answer("getxattr", number, |server| server.xattr(number.0, name.as_bytes())) {
+            Ok(Some(value)) => reply_xattr(reply, size, &value),
+            Ok(None) => reply.error(fuser::Errno::from_i32(Errno::NODATA.raw_os_error())),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn listxattr(&self, request: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
+        let is_root = request.uid() == 0;
+        match self.answer("listxattr", number, |server| server.xattr_names(number.0, is_root)) {
+            Ok(names) => reply_xattr(reply, size, &names),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    /// Asked only where the kernel does not check permissions itself: the one user who may enter may read everything
+    /// that this process can.
+    fn access(&self, _: &Request, number: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
+        match self.answer("access", number, |server| server.attributes(number.0)) {
+            Ok(_) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    /// No ioctl means anything here; file systems say so with `ENOTTY`.
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: IoctlFlags,
+        _: u32,
+        _: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(fuser::Errno::ENOTTY);
+    }
+
+    fn lseek(&self, _: &Request, number: INodeNo, handle: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let sought = self.answer("lseek", number, |server| {
+            let offset = u64::try_from(offset).map_err(|_| Error::io(|| "seek".to_owned())(Errno::NXIO))?;
+            let to = match whence {
+                SEEK_DATA => Seek::Data,
+                SEEK_HOLE => Seek::Hole,
+                _ => return Err(Error::io(|| "seek".to_owned())(Errno::INVAL)),
+            };
+            server.seek(handle.0, to, offset)
+        });
+        match sought.map(|offset| i64::try_from(offset).unwrap_or(i64::MAX)) {
+            Ok(offset) => reply.offset(offset),
+            Err(errno) => reply.error(errno),
+        }
+    }
+}
+
+/// How many of the entries behind the first `before` a reader at `offset` has had.
+fn skipped(offset: u64, before: u64) -> usize {
+    usize::try_from(offset.saturating_sub(before)).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_numbers_as_the_kernel_encodes_them() {
+        for (major, minor, encoded) in
+            [(0, 0, 0), (1, 3, 0x103), (8, 0x12345, 0x1230_0845), (0xfff, 0xf_ffff, u32::MAX)]
+        {
+            assert_eq!(device(DeviceNumber { major, minor }), encoded, "{major}:{minor}");
+        }
+    }
+
+    #[test]
+    fn times_before_1970_and_far_from_now() {
+        let before = time(Timestamp { seconds: -2, nanoseconds: 999_999_999 });
+        assert_eq!(UNIX_EPOCH.duration_since(before).unwrap(), Duration::new(1, 1));
+        let after = time(Timestamp { seconds: 1 << 34, nanoseconds: 1 });
+        assert_eq!(after.duration_since(UNIX_EPOCH).unwrap(), Duration::new(1 << 34, 1));
+    }
+}
