@@ -24,4 +24,6 @@ pub mod union;
 pub mod view;
 
 #[cfg(feature = "mount")]
+pub mod cli;
+#[cfg(feature = "mount")]
 pub mod mount;

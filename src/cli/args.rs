@@ -1,0 +1,266 @@
+//! Arguments, in two steps: what was typed (`Typed`, read by clap), then what is to be done ([`Command`]).
+//!
+//! The form is that of mount helpers, `SOURCE MOUNTPOINT -o …`, so that `mount -t fuse.docker-fs` works. Paths become
+//! absolute here, before the background process leaves the directory that it was started in.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{ArgAction, Parser, Subcommand};
+use log::LevelFilter;
+
+use super::Failure;
+use super::help;
+use super::options::Options;
+use super::words;
+use crate::store;
+
+/// What is to be done.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Command {
+    /// Print a text: the help or the version.
+    Print(String),
+    Mount(Box<Mount>),
+    Unmount(Unmount),
+}
+
+/// A mount to be made. All paths are absolute.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Mount {
+    /// `None`: the machine's own store.
+    pub(super) source: Option<PathBuf>,
+    pub(super) mount_point: PathBuf,
+    pub(super) options: Options,
+    pub(super) place: Place,
+    pub(super) level: LevelFilter,
+}
+
+/// Where the serving process lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// In a session of its own; the command returns when the tree can be read.
+    Background,
+    /// The command itself serves until the end of the mount.
+    Foreground,
+}
+
+/// A mount to be ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Unmount {
+    /// An absolute path.
+    pub(super) dir: PathBuf,
+    pub(super) how: super::unmount::How,
+}
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "docker-fs",
+    version,
+    about = help::ABOUT,
+    long_about = help::LONG_ABOUT,
+    after_help = help::AFTER,
+    after_long_help = help::AFTER_LONG,
+    override_usage = help::USAGE,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    disable_help_subcommand = true,
+    next_line_help = false,
+    max_term_width = 100
+)]
+struct Typed {
+    #[command(subcommand)]
+    command: Option<TypedCommand>,
+    #[arg(value_name = "SOURCE] [MOUNTPOINT", help = help::PATHS, num_args = 1..=2, required = true, hide = true)]
+    paths: Vec<PathBuf>,
+    #[arg(short, long, help = "Stay in the foreground until the mount ends")]
+    foreground: bool,
+    #[arg(short = 'o', value_name = "OPTION[,OPTION…]", help = help::OPTION, action = ArgAction::Append)]
+    options: Vec<String>,
+    #[arg(long, value_name = "KIND", help = "Take SOURCE for this kind of store instead of finding out: docker")]
+    kind: Option<String>,
+    #[arg(short, long, action = ArgAction::Count, help = "Say more; -vv for failed requests, -vvv for every request")]
+    verbose: u8,
+    #[arg(short, long, conflicts_with = "verbose", help = "Say errors only")]
+    quiet: bool,
+    #[arg(long, value_name = "FILE", help = "Append messages to FILE; in the background they are lost otherwise")]
+    log_file: Option<PathBuf>,
+    /// mount(8)'s "do not write mtab"; nothing does any more.
+    #[arg(short = 'n', hide = true)]
+    no_mtab: bool,
+    /// mount(8)'s "tolerate sloppy options".
+    #[arg(short = 's', hide = true)]
+    sloppy: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum TypedCommand {
+    #[command(about = help::UNMOUNT, long_about = help::UNMOUNT_LONG, visible_alias = "umount")]
+    Unmount {
+        #[arg(short, long, help = "Detach it at once, though it is in use; what is open stays readable for a while")]
+        lazy: bool,
+        #[arg(value_name = "DIR", help = "Where it is mounted")]
+        dir: PathBuf,
+    },
+}
+
+/// Reads the arguments, the program's own name first.
+///
+/// # Errors
+/// A usage error, in one line.
+pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Failure> {
+    let typed = match Typed::try_parse_from(args) {
+        Ok(typed) => typed,
+        Err(error) => return not_parsed(&error),
+    };
+    match typed.command {
+        Some(TypedCommand::Unmount { lazy, dir }) => Ok(Command::Unmount(Unmount {
+            dir: absolute(&dir)?,
+            how: if lazy { super::unmount::How::Lazy } else { super::unmount::How::Plain },
+        })),
+        None => mount(typed).map(|mount| Command::Mount(Box::new(mount))),
+    }
+}
+
+fn mount(typed: Typed) -> Result<Mount, Failure> {
+    let mut options = Options::default();
+    for list in &typed.options {
+        options.add(list).map_err(Failure::usage)?;
+    }
+    options.kind = typed.kind.or(options.kind);
+    if let Some(kind) = &options.kind
+        && !store::kinds().any(|known| known == kind)
+    {
+        let known: Vec<&str> = store::kinds().collect();
+        return Err(Failure::usage(format!("unknown kind of store {kind:?}; known: {}", known.join(", "))));
+    }
+    options.log_file = typed.log_file.or(options.log_file).map(|file| absolute(&file)).transpose()?;
+    let mut paths = typed.paths.iter().map(|path| absolute(path));
+    let (source, mount_point) = match (paths.next().transpose()?, paths.next().transpose()?) {
+        (Some(source), Some(mount_point)) => (Some(source), mount_point),
+        (Some(mount_point), None) => (None, mount_point),
+        (None, _) => return Err(Failure::usage("the mount point is missing")),
+    };
+    Ok(Mount {
+        source,
+        mount_point,
+        options,
+        place: if typed.foreground { Place::Foreground } else { Place::Background },
+        level: match (typed.quiet, typed.verbose) {
+            (true, _) => LevelFilter::Error,
+            (false, 0) => LevelFilter::Warn,
+            (false, 1) => LevelFilter::Info,
+            (false, 2) => LevelFilter::Debug,
+            (false, _) => LevelFilter::Trace,
+        },
+    })
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    if path.as_os_str().is_empty() {
+        return Err(Failure::usage("a path is empty"));
+    }
+    std::path::absolute(path)
+        .map_err(|error| Failure::failed(format!("cannot find the current directory: {}", words(&error))))
+}
+
+/// Help and version are clap's "errors" too; the real ones become one line.
+fn not_parsed(error: &clap::Error) -> Result<Command, Failure> {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Ok(Command::Print(error.to_string())),
+        ErrorKind::MissingRequiredArgument => Err(Failure::usage("the mount point is missing")),
+        ErrorKind::TooManyValues => Err(Failure::usage("more than a SOURCE and a MOUNTPOINT")),
+        _ => {
+            let text = error.to_string();
+            let line = text.lines().next().unwrap_or_default();
+            let line = line.strip_prefix("error: ").unwrap_or(line);
+            match error.get(ContextKind::SuggestedArg) {
+                Some(ContextValue::String(meant)) => Err(Failure::usage(format!("{line}; '{meant}' is near"))),
+                _ => Err(Failure::usage(line)),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::unmount::How;
+
+    fn read(words: &[&str]) -> Result<Command, Failure> {
+        parse(["docker-fs"].iter().chain(words).map(OsString::from))
+    }
+
+    fn mounts(words: &[&str]) -> Mount {
+        match read(words) {
+            Ok(Command::Mount(mount)) => *mount,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_holds() {
+        use clap::CommandFactory;
+        Typed::command().debug_assert();
+    }
+
+    #[test]
+    fn one_path_is_the_mount_point() {
+        assert_eq!(
+            mounts(&["/m"]),
+            Mount {
+                source: None,
+                mount_point: PathBuf::from("/m"),
+                options: Options::default(),
+                place: Place::Background,
+                level: LevelFilter::Warn,
+            }
+        );
+        let two = mounts(&["relative", "/m"]);
+        assert_eq!(two.source, Some(std::env::current_dir().unwrap().join("relative")));
+        assert_eq!(two.mount_point, PathBuf::from("/m"));
+    }
+
+    #[test]
+    fn options_stand_anywhere() {
+        let helper = mounts(&["/s", "/m", "-n", "-s", "-o", "rw,dev,suid", "-v", "-o", "noexec", "-f"]);
+        assert!(helper.options.noexec);
+        assert_eq!((helper.place, helper.level), (Place::Foreground, LevelFilter::Info));
+        assert_eq!(mounts(&["-qf", "-onoexec", "/s", "/m"]).options, helper.options);
+        assert_eq!(mounts(&["-vvv", "/m"]).level, LevelFilter::Trace);
+    }
+
+    #[test]
+    fn an_option_of_its_own_counts_over_o() {
+        let both = mounts(&["--log-file", "/a", "/m", "-o", "log_file=/b,kind=docker"]);
+        assert_eq!(both.options.log_file, Some(PathBuf::from("/a")));
+        assert_eq!(both.options.kind.as_deref(), Some("docker"));
+    }
+
+    #[test]
+    fn unmount_is_a_command_in_front_only() {
+        let lazy = Command::Unmount(Unmount { dir: PathBuf::from("/m"), how: How::Lazy });
+        assert_eq!(read(&["unmount", "-l", "/m"]), Ok(lazy));
+        let plain = Command::Unmount(Unmount { dir: PathBuf::from("/m"), how: How::Plain });
+        assert_eq!(read(&["umount", "/m"]), Ok(plain));
+        assert!(mounts(&["/s", "unmount"]).mount_point.ends_with("unmount"));
+    }
+
+    #[test]
+    fn usage_errors_are_one_line() {
+        for (words, message) in [
+            (&[][..], "the mount point is missing"),
+            (&["-f"], "the mount point is missing"),
+            (&["/a", "/b", "/c"], "more than a SOURCE and a MOUNTPOINT"),
+            (&["--nonsense", "/m"], "unexpected argument '--nonsense' found"),
+            (&["--foregroud", "/m"], "unexpected argument '--foregroud' found; '--foreground' is near"),
+            (&["/m", "-o"], "a value is required for '-o <OPTION[,OPTION…]>' but none was supplied"),
+            (&["/m", "-o", "wrong"], "unknown option -o wrong"),
+            (&["/m", "--kind", "podman"], "unknown kind of store \"podman\"; known: docker"),
+            (&["-q", "-v", "/m"], "the argument '--quiet' cannot be used with '--verbose...'"),
+            (&["", "/m"], "a path is empty"),
+        ] {
+            assert_eq!(read(words), Err(Failure::usage(message)), "{words:?}");
+        }
+    }
+}

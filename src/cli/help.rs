@@ -1,0 +1,99 @@
+//! The texts of `--help`: what a user learns without a manual.
+//!
+//! `-h` shows the short ones, `--help` the long ones; clap puts the list of options between them.
+
+pub(super) const ABOUT: &str = "Mounts every container image of a machine as one read-only tree";
+
+pub(super) const LONG_ABOUT: &str = "\
+docker-fs mounts every container image of a machine as one read-only tree, and then
+ls, grep, find, tar, rsync and restic just work. It reads the store's own directories:
+no Docker daemon is asked, nothing is unpacked, and nothing in the store is written.
+
+The tree:
+  by-tag/NAME/          an image by its name, such as by-tag/ubuntu:24.04/
+  by-digest/NAME@SUM/   an image by its repository's digest
+  by-id/ID/             every image by its ID, those without a name too
+  by-chain/ID/          one layer's own changes, by its chain ID
+  by-diff/ID/           the same by its diff ID
+  by-container/NAME/    a container: its changes, and what it sees
+  merged/IMAGE/         all layers of an image, united: what a container would see
+  status                what was read, and what of it is damaged (JSON)
+
+  An image's directory holds config.json, manifest.json, history, layers/N/ (0 is the
+  base), layers/N.json, and merged. In layers/N/ a deletion is an empty file .wh.NAME.
+  Short IDs, names without a tag and names with docker.io/ in front work too.";
+
+pub(super) const USAGE: &str = "\
+docker-fs [SOURCE] MOUNTPOINT [-f] [-o OPTION[,OPTION…]]…
+       docker-fs unmount [-l] DIR";
+
+pub(super) const PATHS: &str = "The store (the machine's own if left out) and the directory to mount on";
+
+pub(super) const OPTION: &str = "Mount options; --help lists them";
+
+pub(super) const AFTER: &str = "\
+SOURCE is a Docker data root; without it, the machine's own is taken.
+MOUNTPOINT is a directory. 'docker-fs --help' says more and has examples.";
+
+pub(super) const AFTER_LONG: &str = "\
+SOURCE is a Docker data root. Without it, the machine's own is taken: the data-root of
+daemon.json, /var/lib/docker, that of Docker's snap; for other users than root first those
+of a rootless Docker.
+
+Mount options (-o):
+  allow_other         let other users in, with the permissions that the files have
+  fsname=NAME         what df and findmnt show as the source; \\, is a comma
+  kind=KIND           as --kind
+  log_file=FILE       as --log-file
+  noexec              let no program be started from the mount
+  threads=N           how many requests are served at once, 1 to 64
+                      [default: as many as there are CPUs, 2 to 8]
+  whiteouts=oci       a deletion in a layer is a file .wh.NAME, as in OCI images [default]
+  whiteouts=stored    a deletion is what the store has, such as a device 0:0
+  xattrs=auto         find out which attributes overlay layers have their marks in [default]
+  xattrs=trusted      … trusted.overlay.*: a Docker run by root
+  xattrs=user         … user.overlay.*: a rootless Docker
+  The mount is always ro, nosuid and nodev. What mount(8) adds (rw, dev, noauto, x-…)
+  is accepted and means nothing.
+
+Examples:
+  # docker-fs /mnt/images
+  # ls /mnt/images/by-tag
+  alpine:3.20  nginx:1.27  registry.example:5000
+
+  # grep -rl log4j /mnt/images/merged/
+  /mnt/images/merged/shop:2.1/opt/shop/lib/log4j-core-2.14.1.jar
+
+  An investigator, with a disk of another machine:
+  # docker-fs /evidence/var/lib/docker /mnt/images
+  # find /mnt/images/by-tag/shop:2.1/layers -name '.wh.*'
+  /mnt/images/by-tag/shop:2.1/layers/3/etc/.wh.secret.key
+
+  From /etc/fstab, for everyone:
+  /var/lib/docker  /mnt/images  fuse.docker-fs  allow_other,nofail  0  0
+
+  # docker-fs unmount /mnt/images
+
+Exit codes:
+  0  done; mounted and readable
+  1  failed
+  2  wrong usage
+  3  no container store found
+  4  mounted, but part of the store is damaged; MOUNTPOINT/status says what
+
+Environment:
+  DOCKER_FS_LOG     which messages are shown, such as 'debug' or 'docker_fs::mount=trace';
+                    counts over -v and -q
+  NOTIFY_SOCKET     where systemd is told that the mount is ready (Type=notify)
+  XDG_CONFIG_HOME, XDG_DATA_HOME, HOME
+                    where a rootless Docker's daemon.json and store are looked for
+
+TERM and INT unmount and end it; if the mount is in use, it is detached, and its users have
+10 seconds. A mount point in the store, or around it, is refused: reading would never end.";
+
+pub(super) const UNMOUNT: &str = "Ends a mount of docker-fs";
+
+pub(super) const UNMOUNT_LONG: &str = "\
+Ends a mount of docker-fs, also one whose process was killed (\"Transport endpoint is not
+connected\"), and returns when it is gone. Anything else than a docker-fs mount is refused.
+Exit codes: 0 done, 1 failed, 2 wrong usage.";

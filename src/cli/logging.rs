@@ -1,0 +1,61 @@
+//! Where log messages go, and which.
+//!
+//! On stderr a message is `docker-fs: level: text`, an error `docker-fs: text`; in a log file the time stands in
+//! front. `DOCKER_FS_LOG` has env_logger's filter syntax and counts over `-v` and `-q`.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use env_logger::{Builder, Target};
+use log::{Level, LevelFilter};
+
+use super::{Failure, words};
+
+const VARIABLE: &str = "DOCKER_FS_LOG";
+
+/// Starts logging to stderr or to a file, which is appended to.
+///
+/// # Errors
+/// Where the file could not be opened.
+pub(super) fn start(level: LevelFilter, file: Option<&Path>) -> Result<(), Failure> {
+    let mut builder = Builder::new();
+    match std::env::var(VARIABLE) {
+        Ok(filters) => builder.parse_filters(&filters),
+        // The FUSE library logs each request itself; the mount does it better.
+        Err(_) => builder.filter_level(level.min(LevelFilter::Warn)).filter_module("docker_fs", level),
+    };
+    let stamped = file.is_some();
+    if let Some(path) = file {
+        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(|error| {
+            Failure::failed(format!("cannot open the log file {}: {}", path.display(), words(&error)))
+        })?;
+        builder.target(Target::Pipe(Box::new(file)));
+    }
+    builder.format(move |out, record| {
+        if stamped {
+            let time = out.timestamp_millis();
+            write!(out, "{time} ")?;
+        }
+        match record.level() {
+            Level::Error => writeln!(out, "docker-fs: {}", record.args()),
+            level @ (Level::Warn | Level::Info | Level::Debug | Level::Trace) => {
+                writeln!(out, "docker-fs: {}: {}", word(level), record.args())
+            }
+        }
+    });
+    // A second logger can only be one of a program that uses the library; it stays.
+    let _already_set = builder.try_init();
+    Ok(())
+}
+
+fn word(level: Level) -> &'static str {
+    match level {
+        Level::Error => "error",
+        Level::Warn => "warning",
+        Level::Info => "info",
+        Level::Debug => "debug",
+        Level::Trace => "trace",
+    }
+}

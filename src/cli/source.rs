@@ -1,0 +1,263 @@
+//! Which store to read: the one that was named, or the machine's own.
+//!
+//! Without a SOURCE the places are tried where engines keep their data, and the first that holds a store is taken.
+//! With a SOURCE nothing of this machine's configuration is read, as an investigator's disk has nothing to do with it.
+//!
+//! ```text
+//! other users than root:  data-root of ~/.config/docker/daemon.json, ~/.local/share/docker
+//! everyone:               data-root of /etc/docker/daemon.json, /var/lib/docker, the snap's
+//! ```
+
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use serde::Deserialize;
+
+use super::{Failure, words};
+use crate::error::Error;
+use crate::store::{self, Store};
+
+/// The largest daemon.json that is read, in bytes.
+const CONFIG_MAX: u64 = 1 << 20;
+
+/// What decides where engines keep their data.
+#[derive(Debug, Clone)]
+pub(super) struct Surroundings {
+    /// The directory that `/etc` and `/var` are taken from.
+    root: PathBuf,
+    /// For other users than root.
+    user: Option<User>,
+}
+
+/// A user's own directories (XDG Base Directory Specification).
+#[derive(Debug, Clone)]
+struct User {
+    config: Option<PathBuf>,
+    data: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct DaemonConfig {
+    #[serde(rename = "data-root")]
+    data_root: Option<PathBuf>,
+    /// The name before Docker 17.05.
+    graph: Option<PathBuf>,
+}
+
+impl Surroundings {
+    /// This process'.
+    pub(super) fn of_process() -> Self {
+        let directory = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let home = |below: &str| directory("HOME").map(|home| home.join(below));
+        let user = User {
+            config: directory("XDG_CONFIG_HOME").or_else(|| home(".config")),
+            data: directory("XDG_DATA_HOME").or_else(|| home(".local/share")),
+        };
+        let is_root = rustix::process::geteuid().is_root();
+        Self { root: PathBuf::from("/"), user: (!is_root).then_some(user) }
+    }
+
+    /// The places to try, in order, each once.
+    fn candidates(&self) -> Vec<PathBuf> {
+        let mut places = Vec::new();
+        if let Some(user) = &self.user {
+            places.extend(user.config.as_ref().and_then(|config| configured(&config.join("docker/daemon.json"))));
+            places.extend(user.data.as_ref().map(|data| data.join("docker")));
+        }
+        places.extend(configured(&self.root.join("etc/docker/daemon.json")));
+        places.push(self.root.join("var/lib/docker"));
+        places.push(self.root.join("var/snap/docker/common/var-lib-docker"));
+        let mut unique: Vec<PathBuf> = Vec::new();
+        for place in places {
+            if !unique.contains(&place) {
+                unique.push(place);
+            }
+        }
+        unique
+    }
+}
+
+/// The data root that a daemon.json names. A file that cannot be used is warned of, as the store may be elsewhere.
+fn configured(file: &Path) -> Option<PathBuf> {
+    let warn = |why: &str| log::warn!("{} is not used: {why}", file.display());
+    let mut text = Vec::new();
+    match std::fs::File::open(file).and_then(|open| open.take(CONFIG_MAX).read_to_end(&mut text)) {
+        Ok(_) => {}
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return None,
+        Err(error) => {
+            warn(&words(&error));
+            return None;
+        }
+    }
+    // The daemon takes an empty file for an empty object.
+    if text.trim_ascii().is_empty() {
+        return None;
+    }
+    let config: DaemonConfig = match serde_json::from_slice(&text) {
+        Ok(config) => config,
+        Err(error) => {
+            warn(&format!("it is not Docker's: {error}"));
+            return None;
+        }
+    };
+    let root = config.data_root.or(config.graph).filter(|path| !path.as_os_str().is_empty())?;
+    if !root.is_absolute() {
+        warn(&format!("its data-root {root:?} is not an absolute path"));
+        return None;
+    }
+    Some(root)
+}
+
+/// Opens the store that was named, or the machine's own, and says where it is.
+///
+/// # Errors
+/// [`super::Exit::NoStore`] where there is none; others where there is one that cannot be read.
+pub(super) fn open(
+    source: Option<&Path>,
+    surroundings: impl FnOnce() -> Surroundings,
+    options: &store::Options,
+) -> Result<(PathBuf, Box<dyn Store>), Failure> {
+    match source {
+        Some(source) => named(source, options).map(|store| (source.to_owned(), store)),
+        None => found(&surroundings(), options),
+    }
+}
+
+fn named(source: &Path, options: &store::Options) -> Result<Box<dyn Store>, Failure> {
+    store::open(source, options).map_err(|error| {
+        let shown = source.display();
+        match error {
+            Error::NotFound { .. } => Failure::no_store(format!(
+                "no container store in {shown}; a Docker data root is wanted, such as /var/lib/docker, which holds \
+                 image/overlay2"
+            )),
+            error => match absent(source, &error) {
+                Some(why) => Failure::no_store(format!("no container store: {shown} {why}")),
+                None => Failure::from(error),
+            },
+        }
+    })
+}
+
+fn found(surroundings: &Surroundings, options: &store::Options) -> Result<(PathBuf, Box<dyn Store>), Failure> {
+    let mut tried = String::new();
+    let mut denied = false;
+    for place in surroundings.candidates() {
+        let why = match store::open(&place, options) {
+            Ok(store) => return Ok((place, store)),
+            Err(Error::NotFound { .. }) => "holds no store".to_owned(),
+            // There is a store, and it is the machine's own: another one further down is not what was meant.
+            Err(error @ (Error::Unsupported { .. } | Error::Damaged { .. })) => return Err(error.into()),
+            Err(error) => match absent(&place, &error) {
+                Some(why) => why.to_owned(),
+                None if matches!(error.errno(), Errno::ACCESS | Errno::PERM) => {
+                    denied = true;
+                    "may not be read by this user".to_owned()
+                }
+                None => error.to_string(),
+            },
+        };
+        tried.push_str(&format!("\n  {} {why}", place.display()));
+    }
+    let root = if denied { ", as root" } else { "" };
+    Err(Failure::no_store(format!(
+        "no container store found on this machine; tried:{tried}\nname one{root}: docker-fs SOURCE MOUNTPOINT"
+    )))
+}
+
+/// Why there cannot be a store at a path at all.
+fn absent(path: &Path, error: &Error) -> Option<&'static str> {
+    match (error.errno(), std::fs::metadata(path)) {
+        (Errno::NOENT, Err(_)) => Some("does not exist"),
+        (Errno::NOTDIR, Ok(meta)) if !meta.is_dir() => Some("is not a directory"),
+        (Errno::NOTDIR, Err(_)) => Some("does not exist"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// A machine in a directory, with a user's home in `home`.
+    fn machine(dir: &Path) -> Surroundings {
+        let user = User { config: Some(dir.join("home/.config")), data: Some(dir.join("home/.local/share")) };
+        Surroundings { root: dir.to_owned(), user: Some(user) }
+    }
+
+    fn write(path: &Path, text: &str) {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    #[test]
+    fn the_users_own_come_first_and_for_root_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let machine = machine(dir.path());
+        write(&dir.path().join("etc/docker/daemon.json"), r#"{"data-root": "/srv/docker", "debug": true}"#);
+        write(&dir.path().join("home/.config/docker/daemon.json"), r#"{"graph": "/home/old"}"#);
+        let system = [
+            PathBuf::from("/srv/docker"),
+            dir.path().join("var/lib/docker"),
+            dir.path().join("var/snap/docker/common/var-lib-docker"),
+        ];
+        let own = [PathBuf::from("/home/old"), dir.path().join("home/.local/share/docker")];
+        assert_eq!(machine.candidates(), [&own[..], &system[..]].concat());
+        assert_eq!(Surroundings { user: None, ..machine }.candidates(), system);
+    }
+
+    #[test]
+    fn a_daemon_json_that_is_wrong_is_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("daemon.json");
+        for (text, expected) in [
+            ("{", None),
+            ("[]", None),
+            ("", None),
+            ("{}", None),
+            (r#"{"data-root": ""}"#, None),
+            (r#"{"data-root": 3}"#, None),
+            (r#"{"data-root": "relative"}"#, None),
+            (r#"{"data-root": "/new", "graph": "/old"}"#, Some("/new")),
+            (r#"{"graph": "/old"}"#, Some("/old")),
+        ] {
+            fs::write(&file, text).unwrap();
+            assert_eq!(configured(&file), expected.map(PathBuf::from), "{text}");
+        }
+        assert_eq!(configured(&dir.path().join("missing")), None);
+        assert_eq!(configured(&file.join("below-a-file")), None);
+    }
+
+    #[test]
+    fn all_that_was_tried_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let machine = Surroundings { user: None, ..machine(dir.path()) };
+        fs::create_dir_all(dir.path().join("var/lib/docker")).unwrap();
+        write(
+            &dir.path().join("etc/docker/daemon.json"),
+            &format!(r#"{{"data-root": "{}/file"}}"#, dir.path().display()),
+        );
+        write(&dir.path().join("file"), "");
+        let failure = open(None, || machine, &store::Options::default()).unwrap_err();
+        let at = dir.path().display();
+        let message = format!(
+            "no container store found on this machine; tried:\n  {at}/file is not a directory\n  {at}/var/lib/docker \
+             holds no store\n  {at}/var/snap/docker/common/var-lib-docker does not exist\nname one: docker-fs SOURCE \
+             MOUNTPOINT"
+        );
+        assert_eq!(failure, Failure::no_store(message));
+    }
+
+    #[test]
+    fn a_source_that_was_named_is_the_only_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let untouched = || -> Surroundings { panic!("this machine's configuration is none of its business") };
+        let missing = dir.path().join("missing");
+        let failure = open(Some(&missing), untouched, &store::Options::default()).unwrap_err();
+        let message = format!("no container store: {} does not exist", missing.display());
+        assert_eq!(failure, Failure::no_store(message));
+    }
+}

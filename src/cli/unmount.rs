@@ -1,0 +1,117 @@
+//! `docker-fs unmount`: ends a mount, also one whose process is gone.
+//!
+//! Which directory is one of ours is told by the kernel's list of mounts, never by asking the mount: a dead one answers
+//! nothing. `umount2(2)` is tried first; who may not use it has `fusermount3`, the setuid helper of package fuse3.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::io::Errno;
+use rustix::mount::UnmountFlags;
+
+use super::Failure;
+use super::args::Unmount;
+use super::mountinfo::Mounts;
+use super::words;
+
+/// How a mount is to be ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum How {
+    /// Not while it is in use.
+    Plain,
+    /// It leaves the tree of directories at once, and ends when its last user does.
+    Lazy,
+}
+
+/// The setuid helper.
+pub(super) const FUSERMOUNT: &str = "fusermount3";
+
+/// Ends the mount at a directory, and returns when it is gone.
+///
+/// # Errors
+/// Where it is none of ours, is in use, or the system refused.
+pub(super) fn run(request: &Unmount) -> Result<(), Failure> {
+    let dir = canonical(&request.dir)
+        .map_err(|error| Failure::failed(format!("cannot find {}: {}", request.dir.display(), words(&error))))?;
+    let shown = dir.display();
+    let mounts = mounts()?;
+    let Some(mount) = mounts.at(&dir).filter(|mount| mount.is_ours()) else {
+        return Err(Failure::failed(format!("{shown} is not a mount of docker-fs")));
+    };
+    match unmount(&dir, request.how) {
+        Ok(()) => {}
+        Err(error) if is_busy(&error) => {
+            return Err(Failure::failed(format!(
+                "{shown} is in use ('fuser -vm {shown}' says by whom); \
+                 'docker-fs unmount --lazy {shown}' detaches it all the same"
+            )));
+        }
+        Err(error) => return Err(Failure::failed(format!("cannot unmount {shown}: {}", words(&error)))),
+    }
+    if super::unmount::mounts()?.has(mount.id) {
+        return Err(Failure::failed(format!("{shown} is still mounted")));
+    }
+    Ok(())
+}
+
+/// The mounts as they are.
+pub(super) fn mounts() -> Result<Mounts, Failure> {
+    Mounts::read().map_err(|error| Failure::failed(format!("cannot read /proc/self/mountinfo: {}", words(&error))))
+}
+
+/// A path without symbolic links, also where its end is a dead mount, which may not be asked.
+pub(super) fn canonical(path: &Path) -> io::Result<PathBuf> {
+    std::fs::canonicalize(path).or_else(|error| match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) if is_dead(&error) => Ok(std::fs::canonicalize(parent)?.join(name)),
+        _ => Err(error),
+    })
+}
+
+/// Whether the error is that of a mount whose process is gone.
+pub(super) fn is_dead(error: &io::Error) -> bool {
+    Errno::from_io_error(error) == Some(Errno::NOTCONN)
+}
+
+/// Whether the error is that of a mount in use.
+pub(super) fn is_busy(error: &io::Error) -> bool {
+    Errno::from_io_error(error) == Some(Errno::BUSY)
+}
+
+/// Ends whatever is mounted at a path.
+///
+/// # Errors
+/// The system's or the helper's; see [`is_busy`].
+pub(super) fn unmount(point: &Path, how: How) -> io::Result<()> {
+    let flags = match how {
+        How::Plain => UnmountFlags::NOFOLLOW,
+        How::Lazy => UnmountFlags::NOFOLLOW | UnmountFlags::DETACH,
+    };
+    match rustix::mount::unmount(point, flags) {
+        Err(Errno::PERM) => by_helper(point, how),
+        outcome => outcome.map_err(io::Error::from),
+    }
+}
+
+fn by_helper(point: &Path, how: How) -> io::Result<()> {
+    let flags = match how {
+        How::Plain => "-u",
+        How::Lazy => "-uz",
+    };
+    let mut helper = Command::new(FUSERMOUNT);
+    helper.arg(flags).arg("--").arg(point).env("LC_ALL", "C").stdin(Stdio::null());
+    let answer = helper.output().map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => {
+            io::Error::other(format!("only root may, or {FUSERMOUNT} of package fuse3, which is missing"))
+        }
+        _ => error,
+    })?;
+    let said = String::from_utf8_lossy(&answer.stderr);
+    if answer.status.success() {
+        Ok(())
+    } else if said.contains("busy") {
+        Err(Errno::BUSY.into())
+    } else {
+        Err(io::Error::other(said.trim().to_owned()))
+    }
+}
