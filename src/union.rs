@@ -291,7 +291,7 @@ impl Union {
             if progress.metacopy && !follows {
                 return Err(refused(name, "a metacopy, which this kind of store does not follow", Errno::PERM));
             }
-            if !(progress.metacopy && !found.is_empty()) {
+            if !progress.metacopy || found.is_empty() {
                 found.push(entry);
             }
             let is_upper = self.has_upper && base.layer == 0;

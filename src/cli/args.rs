@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{ArgAction, Parser, Subcommand};
+use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 use log::LevelFilter;
 
 use super::Failure;
@@ -58,20 +58,18 @@ pub(super) struct Unmount {
     name = "docker-fs",
     version,
     about = help::ABOUT,
-    long_about = help::LONG_ABOUT,
     after_help = help::AFTER,
-    after_long_help = help::AFTER_LONG,
     override_usage = help::USAGE,
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
     disable_help_subcommand = true,
-    next_line_help = false,
+    disable_help_flag = true,
     max_term_width = 100
 )]
 struct Typed {
     #[command(subcommand)]
     command: Option<TypedCommand>,
-    #[arg(value_name = "SOURCE] [MOUNTPOINT", help = help::PATHS, num_args = 1..=2, required = true, hide = true)]
+    #[arg(value_name = "MOUNTPOINT", num_args = 1..=2, required = true, hide = true)]
     paths: Vec<PathBuf>,
     #[arg(short, long, help = "Stay in the foreground until the mount ends")]
     foreground: bool,
@@ -85,6 +83,8 @@ struct Typed {
     quiet: bool,
     #[arg(long, value_name = "FILE", help = "Append messages to FILE; in the background they are lost otherwise")]
     log_file: Option<PathBuf>,
+    #[arg(short, long, action = ArgAction::HelpShort, global = true, help = "Print help: -h the short one, --help all")]
+    help: Option<bool>,
     /// mount(8)'s "do not write mtab"; nothing does any more.
     #[arg(short = 'n', hide = true)]
     no_mtab: bool,
@@ -95,7 +95,7 @@ struct Typed {
 
 #[derive(Debug, Subcommand)]
 enum TypedCommand {
-    #[command(about = help::UNMOUNT, long_about = help::UNMOUNT_LONG, visible_alias = "umount")]
+    #[command(about = help::UNMOUNT, after_help = help::UNMOUNT_MORE, visible_alias = "umount")]
     Unmount {
         #[arg(short, long, help = "Detach it at once, though it is in use; what is open stays readable for a while")]
         lazy: bool,
@@ -109,7 +109,14 @@ enum TypedCommand {
 /// # Errors
 /// A usage error, in one line.
 pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Failure> {
-    let typed = match Typed::try_parse_from(args) {
+    let args: Vec<OsString> = args.into_iter().collect();
+    // clap would spread the options of a long help over two lines each.
+    let definition = match args.iter().any(|arg| arg == "--help") {
+        true => Typed::command().about(help::LONG_ABOUT).after_help(help::LONG_AFTER),
+        false => Typed::command(),
+    };
+    let parsed = definition.try_get_matches_from(args);
+    let typed = match parsed.and_then(|found| Typed::from_arg_matches(&found)) {
         Ok(typed) => typed,
         Err(error) => return not_parsed(&error),
     };
@@ -200,7 +207,6 @@ mod tests {
 
     #[test]
     fn the_definition_holds() {
-        use clap::CommandFactory;
         Typed::command().debug_assert();
     }
 

@@ -1,6 +1,6 @@
 //! The texts of `--help`: what a user learns without a manual.
 //!
-//! `-h` shows the short ones, `--help` the long ones; clap puts the list of options between them.
+//! `-h` shows the short ones, `--help` the long ones; clap puts the list of options between them, which is in `args`.
 
 pub(super) const ABOUT: &str = "Mounts every container image of a machine as one read-only tree";
 
@@ -27,15 +27,13 @@ pub(super) const USAGE: &str = "\
 docker-fs [SOURCE] MOUNTPOINT [-f] [-o OPTION[,OPTION…]]…
        docker-fs unmount [-l] DIR";
 
-pub(super) const PATHS: &str = "The store (the machine's own if left out) and the directory to mount on";
-
 pub(super) const OPTION: &str = "Mount options; --help lists them";
 
 pub(super) const AFTER: &str = "\
 SOURCE is a Docker data root; without it, the machine's own is taken.
 MOUNTPOINT is a directory. 'docker-fs --help' says more and has examples.";
 
-pub(super) const AFTER_LONG: &str = "\
+pub(super) const LONG_AFTER: &str = "\
 SOURCE is a Docker data root. Without it, the machine's own is taken: the data-root of
 daemon.json, /var/lib/docker, that of Docker's snap; for other users than root first those
 of a rootless Docker.
@@ -93,7 +91,7 @@ TERM and INT unmount and end it; if the mount is in use, it is detached, and its
 
 pub(super) const UNMOUNT: &str = "Ends a mount of docker-fs";
 
-pub(super) const UNMOUNT_LONG: &str = "\
-Ends a mount of docker-fs, also one whose process was killed (\"Transport endpoint is not
-connected\"), and returns when it is gone. Anything else than a docker-fs mount is refused.
+pub(super) const UNMOUNT_MORE: &str = "\
+It returns when the mount is gone. One whose process was killed (\"Transport endpoint is not
+connected\") is ended too. Anything else than a mount of docker-fs is refused.
 Exit codes: 0 done, 1 failed, 2 wrong usage.";

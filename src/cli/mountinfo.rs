@@ -25,13 +25,13 @@ pub(super) struct Device(u32, u32);
 /// One mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Mount {
-    pub(super) id: u64,
+    id: u64,
     parent: u64,
     device: Device,
     /// The directory of the file system that is mounted.
     root: PathBuf,
     /// Where.
-    pub(super) point: PathBuf,
+    point: PathBuf,
     fs_type: Vec<u8>,
 }
 
@@ -114,11 +114,6 @@ impl Mounts {
     /// The topmost mount whose mount point is exactly this path.
     pub(super) fn at(&self, point: &Path) -> Option<&Mount> {
         self.holding(point).filter(|mount| mount.point == point)
-    }
-
-    /// Whether a mount is still there.
-    pub(super) fn has(&self, id: u64) -> bool {
-        self.0.iter().any(|mount| mount.id == id)
     }
 
     /// What a path without symbolic links is within its file system.
@@ -210,7 +205,6 @@ garbage
         assert_eq!(on("relative"), None);
         assert_eq!(mounts.at(Path::new("/srv/bound")).map(|mount| mount.id), Some(31));
         assert_eq!(mounts.at(Path::new("/srv/bound/x")), None);
-        assert!(mounts.has(33) && !mounts.has(36));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use rustix::mount::UnmountFlags;
 
 use super::Failure;
 use super::args::Unmount;
-use super::mountinfo::Mounts;
+use super::mountinfo::{Mount, Mounts};
 use super::words;
 
 /// How a mount is to be ended.
@@ -35,24 +35,19 @@ pub(super) fn run(request: &Unmount) -> Result<(), Failure> {
     let dir = canonical(&request.dir)
         .map_err(|error| Failure::failed(format!("cannot find {}: {}", request.dir.display(), words(&error))))?;
     let shown = dir.display();
-    let mounts = mounts()?;
-    let Some(mount) = mounts.at(&dir).filter(|mount| mount.is_ours()) else {
+    if !mounts()?.at(&dir).is_some_and(Mount::is_ours) {
         return Err(Failure::failed(format!("{shown} is not a mount of docker-fs")));
-    };
-    match unmount(&dir, request.how) {
-        Ok(()) => {}
-        Err(error) if is_busy(&error) => {
-            return Err(Failure::failed(format!(
+    }
+    unmount(&dir, request.how).map_err(|error| {
+        Failure::failed(if is_busy(&error) {
+            format!(
                 "{shown} is in use ('fuser -vm {shown}' says by whom); \
                  'docker-fs unmount --lazy {shown}' detaches it all the same"
-            )));
-        }
-        Err(error) => return Err(Failure::failed(format!("cannot unmount {shown}: {}", words(&error)))),
-    }
-    if super::unmount::mounts()?.has(mount.id) {
-        return Err(Failure::failed(format!("{shown} is still mounted")));
-    }
-    Ok(())
+            )
+        } else {
+            format!("cannot unmount {shown}: {}", words(&error))
+        })
+    })
 }
 
 /// The mounts as they are.
@@ -68,9 +63,9 @@ pub(super) fn canonical(path: &Path) -> io::Result<PathBuf> {
     })
 }
 
-/// Whether the error is that of a mount whose process is gone.
+/// Whether the error is that of a mount whose process is gone; a request that was under way when it went is aborted.
 pub(super) fn is_dead(error: &io::Error) -> bool {
-    Errno::from_io_error(error) == Some(Errno::NOTCONN)
+    matches!(Errno::from_io_error(error), Some(Errno::NOTCONN | Errno::CONNABORTED))
 }
 
 /// Whether the error is that of a mount in use.

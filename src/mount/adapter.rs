@@ -171,7 +171,7 @@ impl Filesystem for Adapter {
 
     fn forget(&self, _: &Request, number: INodeNo, count: u64) {
         // A panic has no one to be answered to; it is logged all the same.
-        self.answer("forget", number, |server| Ok(server.forget(number.0, count))).unwrap_or_default();
+        self.answer("forget", number, |server| server.forget(number.0, count)).unwrap_or_default();
     }
 
     fn getattr(&self, _: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
@@ -240,7 +240,7 @@ impl Filesystem for Adapter {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        match self.answer("release", number, |server| Ok(server.release(handle.0))) {
+        match self.answer("release", number, |server| server.release(handle.0)) {
             Ok(()) => reply.ok(),
             Err(errno) => reply.error(errno),
         }
@@ -306,8 +306,7 @@ impl Filesystem for Adapter {
                 let (Attributes { number, meta, valid }, generation) = server.entry(&listing, entry);
                 let name = entry.name.as_os_str();
                 if reply.add(INodeNo(number), at, name, &valid, &attr(number, &meta), Generation(generation)) {
-                    server.forget(number, 1);
-                    return Ok(());
+                    return server.forget(number, 1);
                 }
             }
             Ok(())
@@ -319,7 +318,7 @@ impl Filesystem for Adapter {
     }
 
     fn releasedir(&self, _: &Request, number: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
-        match self.answer("releasedir", number, |server| Ok(server.release_dir(handle.0))) {
+        match self.answer("releasedir", number, |server| server.release_dir(handle.0)) {
             Ok(()) => reply.ok(),
             Err(errno) => reply.error(errno),
         }

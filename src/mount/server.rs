@@ -96,7 +96,7 @@ impl Server {
 
     pub(super) fn lookup(&self, parent: u64, name: &[u8]) -> Result<Looked> {
         let dir = self.held(parent)?;
-        let valid = validity(dir.node.entries_change());
+        let valid = validity(dir.node.changes());
         let Some(name) = Name::new(name) else { return Ok(Looked::Absent { valid: Duration::ZERO }) };
         let Some(node) = dir.node.lookup(&name)? else { return Ok(Looked::Absent { valid }) };
         let node = Arc::new(node);
@@ -105,8 +105,9 @@ impl Server {
         Ok(Looked::Found { attributes, generation: node.generation(), valid })
     }
 
-    pub(super) fn forget(&self, number: u64, count: u64) {
+    pub(super) fn forget(&self, number: u64, count: u64) -> Result<()> {
         self.inodes.forget(number, count);
+        Ok(())
     }
 
     pub(super) fn attributes(&self, number: u64) -> Result<Attributes> {
@@ -156,14 +157,15 @@ impl Server {
         self.files.get(handle).ok_or_else(|| Error::io(|| format!("use handle {handle}"))(Errno::BADF))
     }
 
-    pub(super) fn release(&self, handle: u64) {
+    pub(super) fn release(&self, handle: u64) -> Result<()> {
         self.files.remove(handle);
+        Ok(())
     }
 
     /// Opens a directory; tells whether the kernel may keep its listing.
     pub(super) fn open_dir(&self, number: u64) -> Result<(u64, bool)> {
         let held = self.held(number)?;
-        let keep = !held.node.entries_change();
+        let keep = !held.node.changes();
         Ok((self.directories.insert(OpenDir { held, number, listing: Mutex::new(None) }), keep))
     }
 
@@ -171,7 +173,7 @@ impl Server {
     pub(super) fn listing(&self, handle: u64, anew: bool) -> Result<Listing> {
         let dir =
             self.directories.get(handle).ok_or_else(|| Error::io(|| format!("use handle {handle}"))(Errno::BADF))?;
-        let changes = dir.held.node.entries_change();
+        let changes = dir.held.node.changes();
         let known = dir.listing.lock().clone().filter(|_| !(anew && changes));
         let entries = match known {
             Some(entries) => entries,
@@ -200,8 +202,9 @@ impl Server {
         (Attributes { number, meta: entry.node.meta(), valid }, entry.node.generation())
     }
 
-    pub(super) fn release_dir(&self, handle: u64) {
+    pub(super) fn release_dir(&self, handle: u64) -> Result<()> {
         self.directories.remove(handle);
+        Ok(())
     }
 
     pub(super) fn xattr(&self, number: u64, name: &[u8]) -> Result<Option<Vec<u8>>> {

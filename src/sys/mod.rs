@@ -9,6 +9,7 @@ use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd};
 
 /// Which side of a [`fork`] this is.
+#[cfg(feature = "mount")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fork {
     /// The new process.
@@ -21,6 +22,7 @@ pub(crate) enum Fork {
 ///
 /// # Errors
 /// The system's, and `EINVAL` where other threads run: their locks would stay held in the child for ever.
+#[cfg(feature = "mount")]
 pub(crate) fn fork() -> io::Result<Fork> {
     let threads = std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
     if threads != 1 {
@@ -67,6 +69,7 @@ pub(crate) fn restrict_mount(mount: impl AsFd) -> io::Result<()> {
 }
 
 /// Gives memory that was freed back to the system, which glibc does of itself only at the heap's end.
+#[cfg(feature = "mount")]
 pub(crate) fn release_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: the function takes glibc's own locks and touches freed memory only.

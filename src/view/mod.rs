@@ -12,10 +12,13 @@ mod by_image;
 mod by_layer;
 mod facts;
 mod image;
+mod in_layer;
+mod in_union;
 mod merged;
 mod names;
 mod node;
 mod status;
+mod text;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -33,8 +36,11 @@ use crate::root::Space;
 use crate::store::{Catalogue, Damage, Generation, LayerRecord, Store};
 use crate::union::Union;
 
+pub use in_layer::{Form, LayerNode};
+pub use in_union::UnionNode;
 use names::NameTree;
-pub use node::{Body, Form, Identity, LayerNode, Link, Node, Role, Text, UnionNode};
+pub use node::{Identity, Link, Node};
+pub use text::Text;
 
 /// How the tree is to be shown.
 #[derive(Debug, Clone, Default)]

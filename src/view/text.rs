@@ -1,0 +1,108 @@
+//! Small files: what the view says, and the configs that the store keeps.
+
+use std::sync::Arc;
+
+use super::{Shared, status};
+use crate::digest::{ContainerId, ImageId};
+use crate::error::Result;
+use crate::meta::{Kind, Meta, Timestamp};
+
+/// A small file.
+#[derive(Debug, Clone)]
+pub struct Text {
+    body: Body,
+    time: Timestamp,
+    size_bytes: u64,
+}
+
+/// What a small file holds.
+#[derive(Debug, Clone)]
+enum Body {
+    /// These bytes.
+    Ready(Arc<[u8]>),
+    /// An image's config.
+    ImageConfig(Config<ImageId>),
+    /// A container's config, which the engine replaces.
+    ContainerConfig(Config<ContainerId>),
+    /// What the view says of the store.
+    Status(Config<()>),
+}
+
+/// Something that the store or the view tells when it is asked.
+#[derive(Debug, Clone)]
+struct Config<T> {
+    shared: Arc<Shared>,
+    id: T,
+}
+
+impl Text {
+    /// A file of these bytes.
+    #[must_use]
+    pub fn ready(content: Vec<u8>, time: Timestamp) -> Self {
+        let size_bytes = u64::try_from(content.len()).unwrap_or(u64::MAX);
+        Self { body: Body::Ready(content.into()), time, size_bytes }
+    }
+
+    pub(super) fn image_config(shared: &Arc<Shared>, id: ImageId, size_bytes: u64, time: Timestamp) -> Self {
+        Self { body: Body::ImageConfig(Config { shared: Arc::clone(shared), id }), time, size_bytes }
+    }
+
+    pub(super) fn container_config(shared: &Arc<Shared>, id: ContainerId, size_bytes: u64, time: Timestamp) -> Self {
+        Self { body: Body::ContainerConfig(Config { shared: Arc::clone(shared), id }), time, size_bytes }
+    }
+
+    pub(super) fn status(shared: &Arc<Shared>) -> Self {
+        let time = shared.snapshot.read().catalogue.changed;
+        let mut text = Self { body: Body::Status(Config { shared: Arc::clone(shared), id: () }), time, size_bytes: 0 };
+        text.size_bytes = text.content().map_or(0, |content| u64::try_from(content.len()).unwrap_or(u64::MAX));
+        text
+    }
+
+    /// Whether the content may change.
+    pub(super) fn changes(&self) -> bool {
+        match self.body {
+            Body::Ready(_) | Body::ImageConfig(_) => false,
+            Body::ContainerConfig(_) | Body::Status(_) => true,
+        }
+    }
+
+    /// What tells this file from another at its path.
+    pub(super) fn identity(&self) -> Vec<u8> {
+        match &self.body {
+            Body::Ready(bytes) => bytes.to_vec(),
+            Body::ImageConfig(config) => config.id.to_string().into_bytes(),
+            Body::ContainerConfig(config) => config.id.to_string().into_bytes(),
+            Body::Status(_) => Vec::new(),
+        }
+    }
+
+    /// The content as it is.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Stale`] where the store has it no longer.
+    pub(super) fn content(&self) -> Result<Vec<u8>> {
+        match &self.body {
+            Body::Ready(bytes) => Ok(bytes.to_vec()),
+            Body::ImageConfig(config) => config.shared.store.config(&config.id),
+            Body::ContainerConfig(config) => config.shared.store.container_config(&config.id),
+            Body::Status(config) => Ok(status::content(&config.shared)),
+        }
+    }
+
+    /// The attributes as they were when the file was looked up.
+    pub(super) fn meta(&self) -> Meta {
+        Meta::made_up(Kind::Regular, 0o444, self.time, self.size_bytes)
+    }
+
+    /// The attributes as they are.
+    ///
+    /// # Errors
+    /// As [`Text::content`].
+    pub(super) fn fresh_meta(&self) -> Result<Meta> {
+        if !self.changes() {
+            return Ok(self.meta());
+        }
+        let size_bytes = u64::try_from(self.content()?.len()).unwrap_or(u64::MAX);
+        Ok(Meta::made_up(Kind::Regular, 0o444, self.time, size_bytes))
+    }
+}
