@@ -29,8 +29,6 @@ use crate::name::{NAME_MAX, Name, TreePath};
 #[derive(Debug, Clone)]
 pub struct Union {
     layers: Arc<[Arc<Layer>]>,
-    /// Whether the top layer is a container's own, which the kernel treats a little differently.
-    has_upper: bool,
     id: LayerId,
 }
 
@@ -75,6 +73,15 @@ pub enum Member {
     Dir(UnionDir, Meta),
     /// Anything else.
     File(UnionFile, Meta),
+}
+
+/// A directory of a union, listed.
+#[derive(Debug)]
+pub struct Listing {
+    /// The names, sorted as bytes, with what they stand for.
+    pub members: Vec<(Name, Member)>,
+    /// Why names that the rule refuses were left out.
+    pub refused: Vec<Error>,
 }
 
 impl Member {
@@ -139,18 +146,9 @@ impl Union {
     /// The union of these layers, top first.
     #[must_use]
     pub fn new(layers: impl Into<Arc<[Arc<Layer>]>>) -> Self {
-        Self::of(layers.into(), false)
-    }
-
-    /// The union that a container sees: the first layer is the one it writes to.
-    #[must_use]
-    pub fn of_container(layers: impl Into<Arc<[Arc<Layer>]>>) -> Self {
-        Self::of(layers.into(), true)
-    }
-
-    fn of(layers: Arc<[Arc<Layer>]>, has_upper: bool) -> Self {
+        let layers = layers.into();
         let id = LayerId::of_all(layers.iter().map(|layer| layer.id()));
-        Self { layers, has_upper, id }
+        Self { layers, id }
     }
 
     /// Stands for the stack: the same layers in the same order have the same ID in every mount.
@@ -185,30 +183,27 @@ impl Union {
         self.merge(dir, name, None)
     }
 
-    /// The directory's names with what they stand for, sorted as bytes.
-    ///
-    /// A name that the rule refuses is left out and given in the second list.
+    /// The directory's names with what they stand for.
     ///
     /// # Errors
     /// Where a layer could not be read.
-    pub fn list(&self, dir: &UnionDir) -> Result<(Vec<(Name, Member)>, Vec<Error>)> {
+    pub fn list(&self, dir: &UnionDir) -> Result<Listing> {
         let mut seen: BTreeMap<Name, Vec<(usize, Meta)>> = BTreeMap::new();
         for (index, part) in dir.parts.iter().enumerate() {
             for (name, meta) in self.layer(part)?.tree().list(&part.path)? {
                 seen.entry(name).or_default().push((index, meta));
             }
         }
-        let mut members = Vec::with_capacity(seen.len());
-        let mut refused = Vec::new();
+        let mut listing = Listing { members: Vec::with_capacity(seen.len()), refused: Vec::new() };
         for (name, places) in seen {
             match self.merge(dir, &name, Some(&places)) {
-                Ok(Some(member)) => members.push((name, member)),
+                Ok(Some(member)) => listing.members.push((name, member)),
                 Ok(None) => {}
-                Err(error @ Error::Refused { .. }) => refused.push(error),
+                Err(error @ Error::Refused { .. }) => listing.refused.push(error),
                 Err(error) => return Err(error),
             }
         }
-        Ok((members, refused))
+        Ok(listing)
     }
 
     /// Opens a regular file.
@@ -294,8 +289,7 @@ impl Union {
             if !progress.metacopy || found.is_empty() {
                 found.push(entry);
             }
-            let is_upper = self.has_upper && base.layer == 0;
-            if search.redirected && !follows && !is_upper {
+            if search.redirected && !follows {
                 return Err(refused(name, "redirected, which this kind of store does not follow", Errno::PERM));
             }
             if search.absolute && from_root.is_none() {

@@ -13,13 +13,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::image::LayersDir;
+use super::image::{Layers, LayersDir};
 use super::{Link, Node, Section, Shared, Snapshot, Text, UnionNode, facts, meant_id};
 use crate::digest::{CacheId, ContainerId};
 use crate::error::{Error, Result};
 use crate::meta::Timestamp;
 use crate::name::Name;
-use crate::store::{Catalogue, Container};
+use crate::store::{Catalogue, Container, Image};
 use crate::union::Union;
 
 /// The folder of containers.
@@ -42,10 +42,17 @@ pub(super) fn names(catalogue: &Catalogue) -> BTreeMap<Name, ContainerId> {
 struct ByContainer(Arc<Shared>);
 
 impl ByContainer {
-    fn node(&self, snapshot: &Arc<Snapshot>, id: &ContainerId) -> Option<Node> {
-        let container = Arc::clone(snapshot.catalogue.containers.get(id)?);
-        let dir = ContainerDir { shared: Arc::clone(&self.0), snapshot: Arc::clone(snapshot), container };
-        Some(Node::Section(Arc::new(dir)))
+    fn node(&self, snapshot: &Snapshot, id: &ContainerId) -> Option<Node> {
+        let catalogue = &snapshot.catalogue;
+        let container = Arc::clone(catalogue.containers.get(id)?);
+        let chains: Vec<_> = match container.parent.as_ref().map(|top| catalogue.stack(top)) {
+            Some(Ok(records)) => records.iter().rev().map(|record| record.chain).collect(),
+            // The damage file says what is wrong.
+            Some(Err(_)) | None => Vec::new(),
+        };
+        let layers = Layers::of(snapshot, chains.into_iter());
+        let image = container.image.and_then(|id| catalogue.images.get(&id)).cloned();
+        Some(Node::Section(Arc::new(ContainerDir { shared: Arc::clone(&self.0), container, layers, image })))
     }
 }
 
@@ -83,8 +90,9 @@ impl Section for ByContainer {
 #[derive(Debug)]
 struct ContainerDir {
     shared: Arc<Shared>,
-    snapshot: Arc<Snapshot>,
     container: Arc<Container>,
+    layers: Layers,
+    image: Option<Arc<Image>>,
 }
 
 const ENTRIES: [&str; 6] = ["changes", "config.json", "damage", "init", "layers", "merged"];
@@ -112,14 +120,7 @@ impl ContainerDir {
     }
 
     fn layers(&self) -> Node {
-        let records = self.container.parent.as_ref().map(|top| self.snapshot.catalogue.stack(top));
-        let chains = match records {
-            Some(Ok(records)) => records.iter().rev().map(|record| record.chain).collect(),
-            // The damage file says what is wrong.
-            Some(Err(_)) | None => Vec::new(),
-        };
-        let image = self.container.image.and_then(|id| self.snapshot.catalogue.images.get(&id));
-        LayersDir::node(&self.shared, &self.snapshot, chains, image, self.container.stored)
+        LayersDir::node(&self.shared, self.layers.clone(), self.image.as_ref(), self.container.stored)
     }
 
     fn merged(&self) -> Result<Node> {
@@ -131,18 +132,20 @@ impl ContainerDir {
         for id in container.changes.iter().chain(&container.init) {
             layers.push(Arc::new(self.shared.store.layer(id)?.changing()));
         }
-        if let Some(top) = &container.parent {
-            layers.extend(self.shared.stack(&self.snapshot.catalogue, top)?);
+        for record in self.layers.records().rev() {
+            let record =
+                record.ok_or_else(|| Error::damaged(format!("container {}", container.id), "a layer is gone"))?;
+            layers.push(Arc::new(self.shared.layer(record)?));
         }
-        UnionNode::root(Union::of_container(layers))
+        UnionNode::root(Union::new(layers))
     }
 }
 
 impl Section for ContainerDir {
     fn identity(&self) -> Vec<u8> {
         let container = &self.container;
-        let own = container.changes.as_ref().map_or("", |id| id.as_str());
-        format!("{}\t{own}\t{}", container.id, container.damage.join("\n")).into_bytes()
+        let own = container.changes.as_ref().map_or("", CacheId::as_str);
+        self.layers.identity(&format!("{}\t{own}\t{}", container.id, container.damage.join("\n")))
     }
 
     fn time(&self) -> Timestamp {

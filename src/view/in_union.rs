@@ -1,7 +1,10 @@
 //! Places in a union.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use rustix::io::Errno;
 
@@ -11,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::layer::{Layer, ReadAt};
 use crate::meta::Meta;
 use crate::name::{Name, TreePath};
-use crate::union::{Member, Union};
+use crate::union::{Listing, Member, Union};
 
 /// A place in a union.
 #[derive(Debug, Clone)]
@@ -20,6 +23,18 @@ pub struct UnionNode {
     member: Member,
     /// The path in a union that changes, empty in others.
     path: TreePath,
+}
+
+/// What was warned of, so that walking a tree again does not say it again; no more than [`WARNINGS_MAX`].
+static WARNED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+const WARNINGS_MAX: usize = 1_000;
+
+fn warn_once(warning: String) {
+    let mut warned = WARNED.lock();
+    if warned.len() < WARNINGS_MAX && warned.insert(warning.clone()) {
+        drop(warned);
+        log::warn!("{warning}");
+    }
 }
 
 impl UnionNode {
@@ -134,12 +149,9 @@ impl UnionNode {
         let Member::Dir(dir, _) = current.as_ref() else {
             return Err(wrong_kind("list a file", Errno::NOTDIR));
         };
-        let (members, refused) = self.union.list(dir)?;
+        let Listing { members, refused } = self.union.list(dir)?;
         for error in refused {
-            log::warn!(
-                "not shown in {:?}: {error}",
-                self.source().map_or_else(|_| TreePath::root(), |(_, p)| p.clone())
-            );
+            warn_once(format!("not shown: {error}"));
         }
         let node = |(name, member)| {
             let node = self.child(&name, member);
