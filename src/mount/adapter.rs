@@ -52,14 +52,7 @@ impl Adapter {
         match catch_unwind(AssertUnwindSafe(|| handler(&self.server))) {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => {
-                match &error {
-                    Error::Damaged { .. } => log::warn!("{error}"),
-                    Error::Io { .. }
-                    | Error::Refused { .. }
-                    | Error::Stale { .. }
-                    | Error::Unsupported { .. }
-                    | Error::NotFound { .. } => log::debug!("{request} {number}: {error}"),
-                }
+                log::debug!("{request} {number}: {error}");
                 Err(fuser::Errno::from_i32(error.errno().raw_os_error()))
             }
             Err(_panic) => {

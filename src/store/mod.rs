@@ -15,7 +15,7 @@ use crate::digest::{CacheId, ChainId, ContainerId, DiffId, ImageId};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::layer::whiteout::Prefix;
-use crate::meta::Timestamp;
+use crate::meta::{Meta, Timestamp};
 use crate::reference::Reference;
 use crate::root::{Root, Space};
 
@@ -68,11 +68,12 @@ pub trait Store: Debug + Send + Sync {
     /// Where the store could not be looked at.
     fn generation(&self) -> Result<Generation>;
 
-    /// All that the store holds, and what of it is damaged. No layer's content is read.
+    /// All that the store holds, and what of it is damaged. No layer's content is read. What is unchanged since a
+    /// catalogue known from before is taken from there.
     ///
     /// # Errors
     /// Where nothing could be read at all.
-    fn catalogue(&self) -> Result<Catalogue>;
+    fn catalogue(&self, known: Option<&Catalogue>) -> Result<Catalogue>;
 
     /// An image's config, byte for byte.
     ///
@@ -99,15 +100,29 @@ pub trait Store: Debug + Send + Sync {
     fn space(&self) -> Result<Space>;
 }
 
-/// A state of a store, to be compared with another.
+/// Tells one state of a file or directory from another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stamp {
+    inode: u64,
+    modified: Timestamp,
+    changed: Timestamp,
+}
+
+impl From<&Meta> for Stamp {
+    fn from(meta: &Meta) -> Self {
+        Self { inode: meta.inode, modified: meta.modified, changed: meta.changed }
+    }
+}
+
+/// A state of a store, to be compared with another: the stamps of the files that tell of every change.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Generation(Vec<(u64, Timestamp, Timestamp)>);
+pub struct Generation(Vec<Stamp>);
 
 impl Generation {
-    /// The generation told by these files: inode number, time of the last change of content, and of attributes.
+    /// The generation that these stamps tell.
     #[must_use]
-    pub fn of(files: Vec<(u64, Timestamp, Timestamp)>) -> Self {
-        Self(files)
+    pub fn of(stamps: Vec<Stamp>) -> Self {
+        Self(stamps)
     }
 }
 
@@ -169,6 +184,8 @@ pub struct Image {
     pub has_config: bool,
     /// What is wrong with the image, a sentence each.
     pub damage: Vec<String>,
+    /// The state of the store's file that holds the config.
+    pub stamp: Stamp,
 }
 
 /// A layer as an image names it.
@@ -208,6 +225,8 @@ pub struct LayerRecord {
     pub size_bytes: Option<u64>,
     /// What is wrong with the layer.
     pub damage: Option<String>,
+    /// The state of the store's entry for the layer.
+    pub stamp: Stamp,
 }
 
 /// A container.

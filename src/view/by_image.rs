@@ -46,7 +46,7 @@ impl Names {
         Node::Section(Arc::new(Self { shared: Arc::clone(&self.shared), tree: self.tree, path }))
     }
 
-    fn image(&self, snapshot: &Arc<Snapshot>, id: &ImageId) -> Option<Node> {
+    fn image(&self, snapshot: &Snapshot, id: &ImageId) -> Option<Node> {
         // The folder itself, the directories, and the image's own.
         ImageDir::node(&self.shared, snapshot, id, self.path.len().saturating_add(2))
     }

@@ -50,7 +50,9 @@ impl ByLayer {
     }
 
     fn facts(&self, snapshot: &Snapshot, chain: &ChainId) -> Node {
-        let content = facts::layer(snapshot, self.shared.store.driver(), chain, None, None);
+        let record = snapshot.catalogue.layers.get(chain).map(Arc::as_ref);
+        let images = snapshot.users.get(chain).map(Vec::as_slice).unwrap_or_default();
+        let content = facts::layer(self.shared.store.driver(), chain, record, images);
         Node::Text(Text::ready(content, snapshot.catalogue.changed))
     }
 

@@ -2,9 +2,8 @@
 
 use serde::Serialize;
 
-use super::Snapshot;
-use crate::digest::ChainId;
-use crate::store::{Catalogue, Image, Step};
+use crate::digest::{CacheId, ChainId, ImageId};
+use crate::store::{Image, LayerRecord, Step};
 
 #[derive(Serialize)]
 struct LayerFacts<'a> {
@@ -22,38 +21,56 @@ struct LayerFacts<'a> {
     created: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     created_by: Option<&'a str>,
-    images: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    images: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     damage: Option<String>,
 }
 
-/// A layer's facts as JSON; with its number and build step where it is seen as an image's.
-pub(super) fn layer(
-    snapshot: &Snapshot,
+/// The facts of an image's or container's layer, which have its number and build step.
+pub(super) fn numbered_layer(
     driver: &str,
     chain: &ChainId,
-    index: Option<usize>,
+    record: Option<&LayerRecord>,
+    index: usize,
     step: Option<&Step>,
 ) -> Vec<u8> {
-    let record = snapshot.catalogue.layers.get(chain);
-    let users = snapshot.users.get(chain);
     json(&LayerFacts {
-        layer: index,
-        diff_id: record.and_then(|record| record.diff).map(|diff| diff.to_string()),
-        chain_id: chain.to_string(),
-        parent: record.and_then(|record| record.parent).map(|parent| parent.to_string()),
-        driver,
-        cache_id: record.and_then(|record| record.cache_id.as_ref()).map(|id| id.as_str()),
-        directory: record.and_then(|record| record.directory.as_ref()).map(|path| path.to_string_lossy().into_owned()),
-        size_bytes: record.and_then(|record| record.size_bytes),
+        layer: Some(index),
         created: step.map(|step| step.created.as_str()),
         created_by: step.map(|step| step.created_by.as_str()),
-        images: users.map(|ids| ids.iter().map(ToString::to_string).collect()).unwrap_or_default(),
-        damage: match record {
-            Some(record) => record.damage.clone(),
-            None => Some("the store does not list this layer".to_owned()),
-        },
+        ..LayerFacts::of(driver, chain, record)
     })
+}
+
+/// The facts of a layer by itself, which have the images that use it.
+pub(super) fn layer(driver: &str, chain: &ChainId, record: Option<&LayerRecord>, images: &[ImageId]) -> Vec<u8> {
+    let images = images.iter().map(ToString::to_string).collect();
+    json(&LayerFacts { images: Some(images), ..LayerFacts::of(driver, chain, record) })
+}
+
+impl<'a> LayerFacts<'a> {
+    fn of(driver: &'a str, chain: &ChainId, record: Option<&'a LayerRecord>) -> Self {
+        Self {
+            layer: None,
+            diff_id: record.and_then(|record| record.diff).map(|diff| diff.to_string()),
+            chain_id: chain.to_string(),
+            parent: record.and_then(|record| record.parent).map(|parent| parent.to_string()),
+            driver,
+            cache_id: record.and_then(|record| record.cache_id.as_ref()).map(CacheId::as_str),
+            directory: record
+                .and_then(|record| record.directory.as_ref())
+                .map(|path| path.to_string_lossy().into_owned()),
+            size_bytes: record.and_then(|record| record.size_bytes),
+            created: None,
+            created_by: None,
+            images: None,
+            damage: match record {
+                Some(record) => record.damage.clone(),
+                None => Some("the store does not list this layer".to_owned()),
+            },
+        }
+    }
 }
 
 /// A document as readable JSON with a newline at its end.
@@ -71,11 +88,10 @@ pub(super) fn damage(sentences: &[String]) -> Vec<u8> {
 
 /// A row per build step, first to last: the number of the layer that it made or `-`, that layer's size in bytes, when,
 /// and the command. Layers that no step made, as in imported images, come last with an empty command.
-pub(super) fn history(image: &Image, catalogue: &Catalogue) -> String {
-    let size = |index: usize| {
-        let record = image.layers.get(index).and_then(|layer| catalogue.layers.get(&layer.chain));
-        record.and_then(|record| record.size_bytes).map_or_else(|| "-".to_owned(), |size| size.to_string())
-    };
+pub(super) fn history<'a>(image: &Image, records: impl Iterator<Item = Option<&'a LayerRecord>>) -> String {
+    let sizes: Vec<_> = records.map(|record| record.and_then(|record| record.size_bytes)).collect();
+    let size =
+        |index: usize| sizes.get(index).copied().flatten().map_or_else(|| "-".to_owned(), |size| size.to_string());
     let row = |layer: &str, size: &str, created: &str, command: &str| {
         let created = if created.is_empty() { "-" } else { created };
         format!("{layer:<5}  {size:>12}  {created:<30}  {}\n", command.escape_debug())

@@ -12,18 +12,18 @@
 use std::sync::Arc;
 
 use super::{Link, Node, Section, Shared, Snapshot, Text, facts};
-use crate::digest::{ChainId, ImageId};
+use crate::digest::{CacheId, ChainId, ImageId};
 use crate::error::{Error, Result};
 use crate::meta::Timestamp;
 use crate::name::Name;
-use crate::store::Image;
+use crate::store::{Image, LayerRecord};
 
 /// An image's directory.
 #[derive(Debug)]
 pub(super) struct ImageDir {
     shared: Arc<Shared>,
-    snapshot: Arc<Snapshot>,
     image: Arc<Image>,
+    layers: Layers,
     /// How many directories lie between this directory's entries and the root of the view.
     depth: usize,
 }
@@ -32,10 +32,10 @@ const ENTRIES: [&str; 5] = ["config.json", "damage", "history", "layers", "merge
 
 impl ImageDir {
     /// The directory of an image, where the store has it. Its entries lie `depth` directories below the root.
-    pub(super) fn node(shared: &Arc<Shared>, snapshot: &Arc<Snapshot>, id: &ImageId, depth: usize) -> Option<Node> {
+    pub(super) fn node(shared: &Arc<Shared>, snapshot: &Snapshot, id: &ImageId, depth: usize) -> Option<Node> {
         let image = Arc::clone(snapshot.catalogue.images.get(id)?);
-        let dir = Self { shared: Arc::clone(shared), snapshot: Arc::clone(snapshot), image, depth };
-        Some(Node::Section(Arc::new(dir)))
+        let layers = Layers::of(snapshot, image.layers.iter().map(|layer| layer.chain));
+        Some(Node::Section(Arc::new(Self { shared: Arc::clone(shared), image, layers, depth })))
     }
 
     fn entry(&self, name: &str) -> Option<Node> {
@@ -45,16 +45,13 @@ impl ImageDir {
                 Node::Text(Text::image_config(&self.shared, image.id, image.config_bytes, image.stored))
             }
             "history" if image.has_config => {
-                Node::Text(Text::ready(facts::history(image, &self.snapshot.catalogue).into_bytes(), image.stored))
+                let history = facts::history(image, self.layers.records());
+                Node::Text(Text::ready(history.into_bytes(), image.stored))
             }
             "damage" if !image.damage.is_empty() => Node::Text(Text::ready(facts::damage(&image.damage), image.stored)),
-            "layers" if image.has_config => LayersDir::node(
-                &self.shared,
-                &self.snapshot,
-                image.layers.iter().map(|layer| layer.chain).collect(),
-                Some(image),
-                image.stored,
-            ),
+            "layers" if image.has_config => {
+                LayersDir::node(&self.shared, self.layers.clone(), Some(image), image.stored)
+            }
             "merged" if image.damage.is_empty() => {
                 let target = format!("{}merged/{}", "../".repeat(self.depth), image.id.hex());
                 Node::Link(Link::new(target.into_bytes(), image.stored))
@@ -67,7 +64,7 @@ impl ImageDir {
 
 impl Section for ImageDir {
     fn identity(&self) -> Vec<u8> {
-        identity(&self.snapshot, &self.image.id.to_string(), self.image.layers.iter().map(|layer| &layer.chain))
+        self.layers.identity(&self.image.id.to_string())
     }
 
     fn time(&self) -> Timestamp {
@@ -87,56 +84,58 @@ impl Section for ImageDir {
     }
 }
 
-/// What tells a directory of layers from another at the same path: also whether a layer moved to another directory of
-/// the store, as when an image is removed and loaded again, or was damaged.
-fn identity<'a>(snapshot: &Snapshot, owner: &str, chains: impl Iterator<Item = &'a ChainId>) -> Vec<u8> {
-    let mut text = owner.to_owned();
-    for chain in chains {
-        let record = snapshot.catalogue.layers.get(chain);
-        let cache_id = record.and_then(|record| record.cache_id.as_ref());
-        let damage = record.and_then(|record| record.damage.as_deref());
-        text.push_str(&format!("\n{}\t{}", cache_id.map_or("", |id| id.as_str()), damage.unwrap_or_default()));
+/// The layers of an image or a container, bottom first, as the store listed them at one time.
+///
+/// Nodes hold this and not the snapshot that it is from, so that old snapshots go.
+#[derive(Debug, Clone)]
+pub(super) struct Layers(Arc<[(ChainId, Option<Arc<LayerRecord>>)]>);
+
+impl Layers {
+    /// The records of these chains, bottom first.
+    pub(super) fn of(snapshot: &Snapshot, chains: impl Iterator<Item = ChainId>) -> Self {
+        Self(chains.map(|chain| (chain, snapshot.catalogue.layers.get(&chain).cloned())).collect())
     }
-    text.into_bytes()
+
+    /// The records, bottom first.
+    pub(super) fn records(&self) -> impl DoubleEndedIterator<Item = Option<&LayerRecord>> {
+        self.0.iter().map(|(_, record)| record.as_deref())
+    }
+
+    /// What tells a directory of layers from another at the same path: also whether a layer moved to another
+    /// directory of the store, as when an image is removed and loaded again, or was damaged.
+    pub(super) fn identity(&self, owner: &str) -> Vec<u8> {
+        let mut text = owner.to_owned();
+        for record in self.records() {
+            let cache_id = record.and_then(|record| record.cache_id.as_ref()).map_or("", CacheId::as_str);
+            let damage = record.and_then(|record| record.damage.as_deref()).unwrap_or_default();
+            text.extend(["\n", cache_id, "\t", damage]);
+        }
+        text.into_bytes()
+    }
 }
 
 /// The folder of an image's or a container's layers.
 #[derive(Debug)]
 pub(super) struct LayersDir {
     shared: Arc<Shared>,
-    snapshot: Arc<Snapshot>,
-    /// Bottom first.
-    chains: Vec<ChainId>,
+    layers: Layers,
     image: Option<Arc<Image>>,
     time: Timestamp,
 }
 
 impl LayersDir {
-    /// The folder of these layers, bottom first.
-    pub(super) fn node(
-        shared: &Arc<Shared>,
-        snapshot: &Arc<Snapshot>,
-        chains: Vec<ChainId>,
-        image: Option<&Arc<Image>>,
-        time: Timestamp,
-    ) -> Node {
-        Node::Section(Arc::new(Self {
-            shared: Arc::clone(shared),
-            snapshot: Arc::clone(snapshot),
-            chains,
-            image: image.map(Arc::clone),
-            time,
-        }))
+    /// The folder of these layers, which `image` names.
+    pub(super) fn node(shared: &Arc<Shared>, layers: Layers, image: Option<&Arc<Image>>, time: Timestamp) -> Node {
+        Node::Section(Arc::new(Self { shared: Arc::clone(shared), layers, image: image.map(Arc::clone), time }))
     }
 
-    fn facts(&self, index: usize, chain: &ChainId) -> Node {
+    fn facts(&self, index: usize, chain: &ChainId, record: Option<&LayerRecord>) -> Node {
         let step = self.image.as_ref().and_then(|image| image.step_of(index));
-        let content = facts::layer(&self.snapshot, self.shared.store.driver(), chain, Some(index), step);
+        let content = facts::numbered_layer(self.shared.store.driver(), chain, record, index, step);
         Node::Text(Text::ready(content, self.time))
     }
 
-    fn tree(&self, chain: &ChainId) -> Result<Node> {
-        let record = self.snapshot.catalogue.layers.get(chain);
+    fn tree(&self, chain: &ChainId, record: Option<&LayerRecord>) -> Result<Node> {
         let record = record.ok_or_else(|| Error::damaged(format!("layer {chain}"), "the store does not list it"))?;
         self.shared.layer_root(self.shared.layer(record)?)
     }
@@ -144,7 +143,7 @@ impl LayersDir {
 
 impl Section for LayersDir {
     fn identity(&self) -> Vec<u8> {
-        identity(&self.snapshot, "", self.chains.iter())
+        self.layers.identity("")
     }
 
     fn time(&self) -> Timestamp {
@@ -159,20 +158,25 @@ impl Section for LayersDir {
         let Ok(text) = std::str::from_utf8(name.as_bytes()) else { return Ok(None) };
         let digits = text.strip_suffix(".json").unwrap_or(text);
         let index = digits.parse::<usize>().ok().filter(|index| index.to_string() == digits);
-        let Some((index, chain)) = index.and_then(|index| Some((index, self.chains.get(index)?))) else {
+        let Some((index, (chain, record))) = index.and_then(|index| Some((index, self.layers.0.get(index)?))) else {
             return Ok(None);
         };
-        if text == digits { self.tree(chain).map(Some) } else { Ok(Some(self.facts(index, chain))) }
+        if text == digits {
+            self.tree(chain, record.as_deref()).map(Some)
+        } else {
+            Ok(Some(self.facts(index, chain, record.as_deref())))
+        }
     }
 
     fn list(&self) -> Result<Vec<(Name, Node)>> {
-        let mut entries = Vec::with_capacity(self.chains.len().saturating_mul(2));
-        for (index, chain) in self.chains.iter().enumerate() {
+        let mut entries = Vec::with_capacity(self.layers.0.len().saturating_mul(2));
+        for (index, (chain, record)) in self.layers.0.iter().enumerate() {
             // A damaged layer has facts, which say what is wrong, and no tree.
-            if let Ok(tree) = self.tree(chain) {
+            if let Ok(tree) = self.tree(chain, record.as_deref()) {
                 entries.push((Name::escaped(index.to_string().as_bytes()), tree));
             }
-            entries.push((Name::escaped(format!("{index}.json").as_bytes()), self.facts(index, chain)));
+            let facts = self.facts(index, chain, record.as_deref());
+            entries.push((Name::escaped(format!("{index}.json").as_bytes()), facts));
         }
         Ok(entries)
     }

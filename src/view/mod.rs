@@ -123,7 +123,7 @@ impl View {
     /// # Errors
     /// Where nothing of the store could be read.
     pub fn new(store: Box<dyn Store>, options: Options) -> Result<Self> {
-        let snapshot = RwLock::new(Arc::new(Snapshot::read(store.as_ref())?));
+        let snapshot = RwLock::new(Arc::new(Snapshot::read(store.as_ref(), None)?));
         Ok(Self { shared: Arc::new(Shared { store, options, snapshot }) })
     }
 
@@ -170,9 +170,13 @@ impl Shared {
         let known = Arc::clone(&self.snapshot.read());
         match self.store.generation() {
             Ok(generation) if generation == known.generation => known,
-            Ok(_) => match Snapshot::read(self.store.as_ref()) {
+            Ok(_) => match Snapshot::read(self.store.as_ref(), Some(&known.catalogue)) {
                 Ok(fresh) => {
-                    log::info!("the store changed; read again");
+                    log::info!("the store changed and was read again");
+                    let damage = &fresh.catalogue.damage;
+                    for new in damage.iter().filter(|damage| !known.catalogue.damage.contains(damage)) {
+                        log::warn!("{}: {}", new.what, new.why);
+                    }
                     let fresh = Arc::new(fresh);
                     *self.snapshot.write() = Arc::clone(&fresh);
                     fresh
@@ -216,10 +220,10 @@ impl Shared {
 }
 
 impl Snapshot {
-    fn read(store: &dyn Store) -> Result<Self> {
+    fn read(store: &dyn Store, known: Option<&Catalogue>) -> Result<Self> {
         // Taken first: what changes while the catalogue is read shows as another generation the next time.
         let generation = store.generation()?;
-        let catalogue = store.catalogue()?;
+        let catalogue = store.catalogue(known)?;
         let mut diffs = BTreeMap::new();
         for (chain, record) in &catalogue.layers {
             if let Some(diff) = record.diff {

@@ -12,7 +12,7 @@ use crate::meta::Timestamp;
 use crate::name::TreePath;
 use crate::reference::Reference;
 use crate::root::Root;
-use crate::store::{Catalogue, Damage, Image, ImageLayer, Standing, Step};
+use crate::store::{Catalogue, Damage, Image, ImageLayer, Stamp, Standing, Step};
 
 pub(super) const CONTENT: &str = "imagedb/content/sha256";
 pub(super) const METADATA: &str = "imagedb/metadata/sha256";
@@ -45,33 +45,48 @@ struct History {
 }
 
 /// Reads all images into a catalogue that has the layers already.
-pub(super) fn read(image: &Root, references: BTreeMap<Reference, ImageId>, catalogue: &mut Catalogue) -> Result<()> {
-    let known: BTreeSet<ImageId> = ids(image, &path(CONTENT), ImageId::from_hex)?.into_iter().collect();
-    let parents: BTreeSet<ImageId> = known.iter().filter_map(|id| parent(image, id)).collect();
+pub(super) fn read(
+    image: &Root,
+    references: BTreeMap<Reference, ImageId>,
+    known: Option<&Catalogue>,
+    catalogue: &mut Catalogue,
+) -> Result<()> {
+    let stored: BTreeSet<ImageId> = ids(image, &path(CONTENT), ImageId::from_hex)?.into_iter().collect();
+    let parents: BTreeSet<ImageId> = stored.iter().filter_map(|id| parent(image, id)).collect();
     let referenced: BTreeSet<ImageId> = references.values().copied().collect();
     let mut damage = Vec::new();
-    for id in known.union(&referenced) {
+    for id in stored.union(&referenced) {
         let standing = match (referenced.contains(id), parents.contains(id)) {
             (true, _) => Standing::Referenced,
             (false, true) => Standing::Intermediate,
             (false, false) => Standing::Dangling,
         };
-        let mut found = load(image, id, standing);
-        let mut wrong: Vec<Damage> = Vec::new();
-        if let Err(error) = &mut found.1 {
-            let error = std::mem::replace(error, Error::Stale { what: String::new() });
-            wrong.push(Damage::from_error(image, &content_of(id), error));
+        let unchanged = known.and_then(|known| known.images.get(id)).filter(|known| is_unchanged(image, known));
+        if let Some(found) = unchanged.filter(|found| found.standing == standing) {
+            let missing = missing_layers(catalogue, found);
+            if missing.is_empty() {
+                catalogue.images.insert(*id, Arc::clone(found));
+                continue;
+            }
         }
-        let (mut loaded, _) = found;
+        let (mut loaded, outcome) = load(image, id, standing);
+        let mut wrong: Vec<Damage> =
+            outcome.err().map(|error| Damage::from_error(image, &content_of(id), error)).into_iter().collect();
         wrong.extend(missing_layers(catalogue, &loaded));
         loaded.damage = wrong.iter().map(|damage| format!("{}: {}", damage.what, damage.why)).collect();
-        let loaded = Arc::new(loaded);
-        damage.extend(wrong.into_iter().map(|found| (found, Arc::clone(&loaded))));
-        catalogue.images.insert(*id, loaded);
+        damage.extend(wrong.into_iter().map(|found| (found, *id)));
+        catalogue.images.insert(*id, Arc::new(loaded));
     }
     blame(catalogue, damage);
     catalogue.references = references;
     Ok(())
+}
+
+/// Whether the config of an image that was sound is still the file that was read. Content cannot change under an ID;
+/// this is for files that were tampered with or removed.
+fn is_unchanged(image: &Root, known: &Image) -> bool {
+    let meta = image.stat(&content_of(&known.id)).ok().flatten();
+    known.damage.is_empty() && meta.is_some_and(|meta| Stamp::from(&meta) == known.stamp)
 }
 
 fn content_of(id: &ImageId) -> TreePath {
@@ -105,6 +120,7 @@ fn load(image: &Root, id: &ImageId, standing: Standing) -> (Image, Result<()>) {
         stored: Timestamp::default(),
         has_config: false,
         damage: Vec::new(),
+        stamp: Stamp::default(),
     };
     let outcome = fill(image, &mut loaded);
     (loaded, outcome)
@@ -116,6 +132,7 @@ fn fill(image: &Root, loaded: &mut Image) -> Result<()> {
         return Err(Error::damaged(image.shown(&file), "a reference names this image, but it is not there"));
     };
     loaded.stored = meta.modified;
+    loaded.stamp = Stamp::from(&meta);
     loaded.config_bytes = meta.size_bytes;
     let config = config(image, &loaded.id)?;
     loaded.has_config = true;

@@ -8,14 +8,28 @@ use crate::error::{Error, Result};
 use crate::name::TreePath;
 use crate::root::Root;
 use crate::store::driver::Driver;
-use crate::store::{Catalogue, Damage, LayerRecord};
+use crate::store::{Catalogue, Damage, LayerRecord, Stamp};
 
 pub(super) const LAYERS: &str = "layerdb/sha256";
 
 /// Reads all layers. One that is damaged is listed with what is wrong, and is in the catalogue's damage.
-pub(super) fn read(image: &Root, driver: &dyn Driver, catalogue: &mut Catalogue) -> Result<()> {
+pub(super) fn read(
+    image: &Root,
+    driver: &dyn Driver,
+    known: Option<&Catalogue>,
+    catalogue: &mut Catalogue,
+) -> Result<()> {
     for chain in ids(image, &path(LAYERS), ChainId::from_hex)? {
         let entry = path(&format!("{LAYERS}/{}", chain.hex()));
+        // Removed since its name was read: as if it had never been there.
+        let Some(meta) = image.stat(&entry)? else { continue };
+        let stamp = Stamp::from(&meta);
+        // The engine never changes an entry, it only makes and removes whole ones.
+        let sound = known.and_then(|known| known.layers.get(&chain)).filter(|record| record.damage.is_none());
+        if let Some(record) = sound.filter(|record| record.stamp == stamp) {
+            catalogue.layers.insert(chain, Arc::clone(record));
+            continue;
+        }
         let mut record = LayerRecord {
             chain,
             diff: None,
@@ -24,6 +38,7 @@ pub(super) fn read(image: &Root, driver: &dyn Driver, catalogue: &mut Catalogue)
             directory: None,
             size_bytes: None,
             damage: None,
+            stamp,
         };
         if let Err(error) = fill(image, driver, &entry, &mut record) {
             let damage = Damage::from_error(image, &entry, error);

@@ -21,10 +21,9 @@ mod layerdb;
 mod repositories;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use super::driver::{DRIVERS, Driver};
-use super::{Catalogue, Damage, Generation, Options, Store};
+use super::{Catalogue, Damage, Generation, Options, Stamp, Store};
 use crate::digest::{CacheId, ContainerId, ImageId};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
@@ -142,7 +141,7 @@ impl Store for Docker {
         let mut files = Vec::new();
         let mut look_at = |root: &Root, file: &TreePath| -> Result<()> {
             if let Some(meta) = root.stat(file)? {
-                files.push((meta.inode, meta.modified, meta.changed));
+                files.push(Stamp::from(&meta));
             }
             Ok(())
         };
@@ -160,14 +159,14 @@ impl Store for Docker {
         Ok(Generation::of(files))
     }
 
-    fn catalogue(&self) -> Result<Catalogue> {
+    fn catalogue(&self, known: Option<&Catalogue>) -> Result<Catalogue> {
         let mut catalogue = Catalogue { damage: self.skipped.clone(), ..Catalogue::default() };
         let references = repositories::read(&self.image, &mut catalogue.damage);
         if let Some(meta) = self.image.stat(&path(repositories::FILE))? {
             catalogue.changed = meta.modified;
         }
-        layerdb::read(&self.image, self.driver.as_ref(), &mut catalogue)?;
-        imagedb::read(&self.image, references, &mut catalogue)?;
+        layerdb::read(&self.image, self.driver.as_ref(), known, &mut catalogue)?;
+        imagedb::read(&self.image, references, known, &mut catalogue)?;
         if let Some(all) = &self.containers {
             containers::read(&self.image, all, self.driver.as_ref(), &mut catalogue)?;
         }
@@ -194,12 +193,12 @@ impl Store for Docker {
 }
 
 /// Adds to each damaged object the images that suffer from it.
-fn blame(catalogue: &mut Catalogue, damage: Vec<(Damage, Arc<super::Image>)>) {
-    for (mut found, image) in damage {
-        found.images.insert(image.id);
+fn blame(catalogue: &mut Catalogue, damage: Vec<(Damage, ImageId)>) {
+    for (mut found, id) in damage {
+        found.images.insert(id);
         match catalogue.damage.iter_mut().find(|known| known.what == found.what && known.why == found.why) {
             Some(known) => {
-                known.images.insert(image.id);
+                known.images.insert(id);
             }
             None => catalogue.damage.push(found),
         }

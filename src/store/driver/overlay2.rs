@@ -8,10 +8,11 @@
 //!   <id>/merged/                          a running container's mount; never entered
 //! ```
 //!
-//! The private attributes are `trusted.overlay.*`, or `user.overlay.*` in the store of a rootless engine, whose files
-//! do not belong to root.
+//! The private attributes are `trusted.overlay.*`, or `user.overlay.*` in the store of a rootless engine. Nothing in
+//! the store says which, but the folder of a rootless engine does not belong to root, and the kernel leaves marks of
+//! its own on directories that were mounted.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{Driver, Options};
@@ -39,10 +40,7 @@ pub fn open(data_root: &Root, options: &Options) -> Result<Box<dyn Driver>> {
     let root = data_root.sub(&path(&[NAME]))?;
     let prefix = match options.prefix {
         Some(prefix) => prefix,
-        None => match root.stat(&TreePath::root())? {
-            Some(folder) if folder.uid != 0 => Prefix::User,
-            _ => Prefix::Trusted,
-        },
+        None => guess_prefix(&root)?,
     };
     if prefix == Prefix::Trusted && !reads_trusted_xattrs() {
         return Err(Error::Unsupported {
@@ -54,6 +52,36 @@ pub fn open(data_root: &Root, options: &Options) -> Result<Box<dyn Driver>> {
         });
     }
     Ok(Box::new(Overlay2 { root: Arc::new(root), whiteouts: Whiteouts::Overlay(prefix) }))
+}
+
+/// Which attributes the store's engine mounts with.
+fn guess_prefix(root: &Root) -> Result<Prefix> {
+    /// More layers than it takes to find a mark in a store that has any.
+    const LOOKED_AT: usize = 1_000;
+    let top = TreePath::root();
+    if root.stat(&top)?.is_none_or(|folder| folder.uid == 0) {
+        return Ok(Prefix::Trusted);
+    }
+    // A daemon run by root with user namespaces for containers (userns-remap) also has folders of another owner.
+    let mut seen_user = false;
+    for name in root.names(&top)?.into_iter().take(LOOKED_AT) {
+        let diff = TreePath::from(name).join_path(&path(&["diff"]));
+        let Ok(attributes) = root.xattr_names(&diff) else { continue };
+        if attributes.iter().any(|name| name.starts_with(Prefix::Trusted.as_bytes())) {
+            return Ok(Prefix::Trusted);
+        }
+        seen_user |= attributes.iter().any(|name| name.starts_with(Prefix::User.as_bytes()));
+    }
+    let is_remapped = root.host_path(&top).parent().is_some_and(is_remapped_root);
+    Ok(if is_remapped && !seen_user { Prefix::Trusted } else { Prefix::User })
+}
+
+/// Whether a data root has the name `<uid>.<gid>` that userns-remap gives it.
+fn is_remapped_root(data_root: &Path) -> bool {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let full = data_root.canonicalize();
+    let name = full.as_deref().unwrap_or(data_root).file_name().and_then(|name| name.to_str());
+    name.and_then(|name| name.split_once('.')).is_some_and(|(uid, gid)| is_number(uid) && is_number(gid))
 }
 
 fn path(parts: &[&str]) -> TreePath {
