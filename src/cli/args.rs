@@ -70,7 +70,7 @@ struct Typed {
     #[command(subcommand)]
     command: Option<TypedCommand>,
     #[arg(value_name = "MOUNTPOINT", num_args = 1..=2, required = true, hide = true)]
-    paths: Vec<PathBuf>,
+    paths: Vec<OsString>,
     #[arg(short, long, help = "Stay in the foreground until the mount ends")]
     foreground: bool,
     #[arg(short = 'o', value_name = "OPTION[,OPTION…]", help = help::OPTION, action = ArgAction::Append)]
@@ -82,7 +82,7 @@ struct Typed {
     #[arg(short, long, conflicts_with = "verbose", help = "Say errors only")]
     quiet: bool,
     #[arg(long, value_name = "FILE", help = "Append messages to FILE; in the background they are lost otherwise")]
-    log_file: Option<PathBuf>,
+    log_file: Option<OsString>,
     #[arg(short, long, action = ArgAction::HelpShort, global = true, help = "Print help: -h the short one, --help all")]
     help: Option<bool>,
     /// mount(8)'s "do not write mtab"; nothing does any more.
@@ -100,7 +100,7 @@ enum TypedCommand {
         #[arg(short, long, help = "Detach it at once, though it is in use; what is open stays readable for a while")]
         lazy: bool,
         #[arg(value_name = "DIR", help = "Where it is mounted")]
-        dir: PathBuf,
+        dir: OsString,
     },
 }
 
@@ -122,7 +122,7 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command,
     };
     match typed.command {
         Some(TypedCommand::Unmount { lazy, dir }) => Ok(Command::Unmount(Unmount {
-            dir: absolute(&dir)?,
+            dir: absolute(dir)?,
             how: if lazy { super::unmount::How::Lazy } else { super::unmount::How::Plain },
         })),
         None => mount(typed).map(|mount| Command::Mount(Box::new(mount))),
@@ -141,8 +141,8 @@ fn mount(typed: Typed) -> Result<Mount, Failure> {
         let known: Vec<&str> = store::kinds().collect();
         return Err(Failure::usage(format!("unknown kind of store {kind:?}; known: {}", known.join(", "))));
     }
-    options.log_file = typed.log_file.or(options.log_file).map(|file| absolute(&file)).transpose()?;
-    let mut paths = typed.paths.iter().map(|path| absolute(path));
+    options.log_file = typed.log_file.map(PathBuf::from).or(options.log_file).map(absolute).transpose()?;
+    let mut paths = typed.paths.iter().map(absolute);
     let (source, mount_point) = match (paths.next().transpose()?, paths.next().transpose()?) {
         (Some(source), Some(mount_point)) => (Some(source), mount_point),
         (Some(mount_point), None) => (None, mount_point),
@@ -163,7 +163,8 @@ fn mount(typed: Typed) -> Result<Mount, Failure> {
     })
 }
 
-fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+fn absolute(path: impl AsRef<Path>) -> Result<PathBuf, Failure> {
+    let path = path.as_ref();
     if path.as_os_str().is_empty() {
         return Err(Failure::usage("a path is empty"));
     }

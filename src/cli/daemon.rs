@@ -8,6 +8,7 @@
 //! All the work is done in the background process, so that no thread and no descriptor has to cross over; the command
 //! only waits. A pipe that ends without a report is a process that died.
 
+use std::fs::OpenOptions;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 
 use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
@@ -41,10 +42,21 @@ impl Audience {
             Self::Command(pipe) => {
                 let exit = if trouble.is_some() { Exit::Damaged } else { Exit::Done };
                 let report = Report { exit, status: status.to_owned(), message: trouble.unwrap_or_default() };
+                silence()?;
                 report.send(pipe)
             }
         }
     }
+}
+
+/// Lets go of the caller's standard streams: who reads them to the end need not wait for the end of the mount. The
+/// numbers stay taken, so that nothing else is ever opened as one of them.
+fn silence() -> io::Result<()> {
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    Ok(())
 }
 
 /// What the background process says of itself, once.
@@ -111,17 +123,14 @@ fn leave() -> Result<(), Failure> {
     rustix::process::chdir("/").map_err(failed)
 }
 
+/// Reports a failure, unless the command was told already that all is well: then it is in the log file alone.
 fn fail(audience: Audience, failure: Failure) -> Exit {
-    match audience {
-        Audience::Command(Some(pipe)) => {
-            let report = Report { exit: failure.exit, status: String::new(), message: failure.message };
-            if let Err(error) = report.write(pipe) {
-                log::error!("cannot report to the command: {}; {}", words(&error), report.message);
-            }
-        }
-        Audience::User | Audience::Command(None) => log::error!("{failure}"),
+    let exit = failure.exit;
+    if let Audience::Command(mut pipe) = audience {
+        let report = Report { exit, status: String::new(), message: failure.message };
+        let _nobody_waits = report.send(&mut pipe);
     }
-    failure.exit
+    exit
 }
 
 /// Waits for the report of the background process.

@@ -19,8 +19,8 @@ The tree:
   merged/IMAGE/         all layers of an image, united: what a container would see
   status                what was read, and what of it is damaged (JSON)
 
-  An image's directory holds config.json, manifest.json, history, layers/N/ (0 is the
-  base), layers/N.json, and merged. In layers/N/ a deletion is an empty file .wh.NAME.
+  An image's directory holds config.json, history, layers/N/ (0 is the base),
+  layers/N.json, and merged. In layers/N/ a deletion is an empty file .wh.NAME.
   Short IDs, names without a tag and names with docker.io/ in front work too.";
 
 pub(super) const USAGE: &str = "\

@@ -1,7 +1,7 @@
 //! The command `docker-fs`: from what was typed to an exit code.
 //!
-//! [`args`] reads the words, a file per command does the work, and everything that can go wrong comes back here as a
-//! [`Failure`]: one message on stderr, one exit code. stdout is for data alone.
+//! `args` reads the words, a file per command does the work, and everything that can go wrong comes back here as a
+//! `Failure`: one message on stderr, one exit code. stdout is for data alone.
 //!
 //! ```text
 //! 0 done   1 failed   2 usage   3 no store found   4 mounted, but part of the store is damaged

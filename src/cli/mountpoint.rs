@@ -73,7 +73,10 @@ pub(super) fn check_fuse() -> Result<(), Failure> {
                 "{DEVICE} does not exist; 'modprobe fuse' loads the kernel's module, and a container needs the device \
                  given to it"
             ),
-            _ => format!("cannot open {DEVICE}: {}; FUSE mounts are made by who may open it", words(&error)),
+            _ => format!(
+                "cannot open {DEVICE}: {}; run docker-fs as root, or let this user or container open it",
+                words(&error)
+            ),
         }));
     }
     let may_mount = rustix::process::geteuid().is_root();

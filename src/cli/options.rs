@@ -95,7 +95,7 @@ impl Options {
             "kind" => self.kind = Some(wanted(name, value)?.to_owned()),
             "log_file" => self.log_file = Some(PathBuf::from(wanted(name, value)?)),
             "comment" => {}
-            _ if name.starts_with("x-") => {}
+            _ if name.starts_with("x-") || name.starts_with("X-") => {}
             _ if MEANINGLESS.contains(&name) => no_value(name, value)?,
             _ => return Err(format!("unknown option -o {name}")),
         }

@@ -1,7 +1,8 @@
 //! `merged`: every image once for each of its tags, or by its ID where it has none, with all layers united.
 //!
-//! IDs and digests of images that are listed by a tag lead there as symbolic links. A chain ID stands for the union of
-//! that layer and all below, and is not listed.
+//! The full ID of an image that is listed by a tag is a directory too, since other links of the view lead there; it is
+//! not listed. Short IDs and digests lead to the listed name as symbolic links. A chain ID stands for the union of that
+//! layer and all below, and is not listed.
 
 use std::sync::Arc;
 
@@ -56,6 +57,15 @@ impl Merged {
         snapshot.merged.place_of(&id).cloned()
     }
 
+    /// What a full ID at the top stands for.
+    fn by_id(&self, snapshot: &Snapshot, typed: &Name) -> Result<Option<Node>> {
+        let id = std::str::from_utf8(typed.as_bytes()).ok().and_then(ImageId::from_hex);
+        match id.filter(|_| self.path.is_empty()) {
+            Some(id) => self.image(snapshot, &id),
+            None => Ok(None),
+        }
+    }
+
     fn chain(&self, snapshot: &Snapshot, typed: &Name) -> Result<Option<Node>> {
         let text = std::str::from_utf8(typed.as_bytes()).unwrap_or_default();
         let chain = ChainId::from_hex(text.strip_prefix("sha256:").unwrap_or(text));
@@ -87,12 +97,17 @@ impl Section for Merged {
             Some(Found::Image(id)) => self.image(&snapshot, &id),
             Some(Found::Directory) => Ok(Some(self.directory(path))),
             Some(Found::Alias(place)) => Ok(Some(link(&place))),
-            None => match self.alias(&snapshot, name, &path) {
-                Some(place) => Ok(Some(link(&place))),
-                // The way to a digest of a repository that no tag leads through.
-                None if snapshot.digests.is_directory(&path) => Ok(Some(self.directory(path))),
-                None => self.chain(&snapshot, name),
-            },
+            None => {
+                if let Some(node) = self.by_id(&snapshot, name)? {
+                    return Ok(Some(node));
+                }
+                match self.alias(&snapshot, name, &path) {
+                    Some(place) => Ok(Some(link(&place))),
+                    // The way to a digest of a repository that no tag leads through.
+                    None if snapshot.digests.is_directory(&path) => Ok(Some(self.directory(path))),
+                    None => self.chain(&snapshot, name),
+                }
+            }
         }
     }
 

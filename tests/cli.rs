@@ -1,0 +1,757 @@
+//! The command as a user, mount(8) and systemd meet it: exit codes, messages, the background, signals.
+//!
+//! What can go wrong is in tables, a row each: what it is, the arguments, the exit code, the whole message. `{d}` stands
+//! for the test's own directory. What the tree holds is for other tests; here it only has to be readable.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::string_slice)]
+
+mod support;
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File, Permissions};
+use std::io::{Read, Seek};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use serde_json::Value;
+use support::mount::{Mounted, require_privileges};
+use support::store::{ImageId, LayerRef, StoreBuilder};
+use tempfile::TempDir;
+
+const DOCKER_FS: &str = env!("CARGO_BIN_EXE_docker-fs");
+/// How long anything here may take that is not a failure.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A directory with a store of two images, `good:1` and `bad:1`, which share nothing, and an empty directory `m`.
+struct Bench {
+    _mount: Detach,
+    dir: TempDir,
+    good: ImageId,
+    bad: ImageId,
+    bad_layers: Vec<LayerRef>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = support::scratch("cli");
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
+        fs::create_dir(dir.path().join("m")).unwrap();
+        let mut store = StoreBuilder::new(dir.path().join("store"));
+        let good_layers = store.chain(2);
+        fs::create_dir(good_layers[1].diff_dir().join("etc")).unwrap();
+        fs::write(good_layers[1].diff_dir().join("etc/hello"), "good\n").unwrap();
+        let good = store.image(&good_layers);
+        store.tag("good:1", &good);
+        let bad_layers = store.chain(2);
+        let bad = store.image(&bad_layers);
+        store.tag("bad:1", &bad);
+        store.finish();
+        Self { _mount: Detach(dir.path().join("m")), dir, good, bad, bad_layers }
+    }
+
+    fn path(&self, below: &str) -> PathBuf {
+        self.dir.path().join(below)
+    }
+
+    fn store(&self) -> PathBuf {
+        self.path("store")
+    }
+
+    fn mount_point(&self) -> PathBuf {
+        self.path("m")
+    }
+
+    fn image_dir(&self, below: &str) -> PathBuf {
+        self.store().join("image/overlay2").join(below)
+    }
+
+    fn layerdb(&self, layer: &LayerRef) -> PathBuf {
+        self.image_dir("layerdb/sha256").join(&layer.chain_id)
+    }
+
+    /// A text with this bench's directory for `{d}`.
+    fn fill(&self, text: &str) -> String {
+        text.replace("{d}", self.dir.path().to_str().unwrap())
+    }
+
+    /// The arguments in a text, separated by single spaces.
+    fn words(&self, text: &str) -> Vec<OsString> {
+        text.split(' ').filter(|word| !word.is_empty()).map(|word| self.fill(word).into()).collect()
+    }
+}
+
+/// Leaves nothing mounted at a path, also where a test fails.
+struct Detach(PathBuf);
+
+impl Drop for Detach {
+    fn drop(&mut self) {
+        while rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH).is_ok() {}
+    }
+}
+
+/// How a command ended.
+#[derive(Debug, PartialEq, Eq)]
+struct Said {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+/// Runs a command to its end, with files for its output: a mount in the background must not be waited for.
+fn run(command: &mut Command) -> Said {
+    let (mut stdout, mut stderr) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+    command.stdin(Stdio::null()).stdout(stdout.try_clone().unwrap()).stderr(stderr.try_clone().unwrap());
+    let status = command.status().unwrap();
+    Said { code: status.code(), stdout: text_of(&mut stdout), stderr: text_of(&mut stderr) }
+}
+
+fn text_of(file: &mut File) -> String {
+    let mut text = String::new();
+    file.rewind().unwrap();
+    file.read_to_string(&mut text).unwrap();
+    text
+}
+
+fn docker_fs<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Said {
+    run(Command::new(DOCKER_FS).args(args))
+}
+
+fn failed(code: i32, message: &str) -> Said {
+    Said { code: Some(code), stdout: String::new(), stderr: format!("docker-fs: {message}\n") }
+}
+
+fn done() -> Said {
+    Said { code: Some(0), stdout: String::new(), stderr: String::new() }
+}
+
+/// How many mounts there are at a path or below it. (The paths have no byte that mountinfo escapes.)
+fn mounts_at(path: &Path) -> usize {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    mounts.lines().filter(|line| line.split(' ').nth(4).is_some_and(|point| Path::new(point).starts_with(path))).count()
+}
+
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < end, "{what} takes too long");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Processes whose arguments name a path.
+fn processes_with(path: &Path) -> usize {
+    let named = |line: Vec<u8>| line.split(|byte| *byte == 0).any(|word| word == path.as_os_str().as_bytes());
+    let all = fs::read_dir("/proc").unwrap().flatten();
+    all.filter(|entry| fs::read(entry.path().join("cmdline")).is_ok_and(named)).count()
+}
+
+fn kill(pid: u32, signal: Signal) {
+    kill_process(Pid::from_raw(pid.try_into().unwrap()).unwrap(), signal).unwrap();
+}
+
+/// A mount in the foreground; ready when the value is there.
+struct Foreground {
+    child: Child,
+    stderr: File,
+    socket: UnixDatagram,
+    _mount: Detach,
+}
+
+impl Foreground {
+    fn new(bench: &Bench, args: &[&str]) -> Self {
+        let (socket, path) = notify_socket(bench);
+        let stderr = tempfile::tempfile().unwrap();
+        let child = Command::new(DOCKER_FS)
+            .arg("-f")
+            .args([bench.store(), bench.mount_point()])
+            .args(args)
+            .env("NOTIFY_SOCKET", path)
+            .stdin(Stdio::null())
+            .stderr(stderr.try_clone().unwrap())
+            .spawn()
+            .unwrap();
+        let ready = Self { child, stderr, socket, _mount: Detach(bench.mount_point()) };
+        assert!(message(&ready.socket).starts_with("READY=1\n"));
+        ready
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(self.child.id(), signal);
+    }
+
+    fn end(&mut self) -> (ExitStatus, String) {
+        (self.child.wait().unwrap(), text_of(&mut self.stderr))
+    }
+}
+
+impl Drop for Foreground {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A socket as systemd has one, under a path short enough for one.
+fn notify_socket(bench: &Bench) -> (UnixDatagram, PathBuf) {
+    let path = bench.path("notify");
+    let _ = fs::remove_file(&path);
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    (socket, path)
+}
+
+fn message(socket: &UnixDatagram) -> String {
+    let mut space = [0; 4096];
+    let length = socket.recv(&mut space).expect("no message to the service manager");
+    String::from_utf8(space[..length].to_vec()).unwrap()
+}
+
+#[test]
+fn bad_input_is_refused_in_a_line() {
+    let bench = Bench::new();
+    for dir in ["empty", "aufs/image/aufs/imagedb", "store/tmp"] {
+        fs::create_dir_all(bench.path(dir)).unwrap();
+    }
+    fs::write(bench.path("file"), "").unwrap();
+    symlink(bench.store(), bench.path("link")).unwrap();
+    let store = "a Docker data root is wanted, such as /var/lib/docker, which holds image/overlay2";
+    let itself = "reading it would wait for itself; mount elsewhere";
+    let usage = "; try 'docker-fs --help'";
+    for (what, args, code, expected) in [
+        ("no arguments", "", 2, format!("the mount point is missing{usage}")),
+        ("three paths", "/a /b /c", 2, format!("more than a SOURCE and a MOUNTPOINT{usage}")),
+        ("an unknown flag", "--wrong {d}/m", 2, format!("unexpected argument '--wrong' found{usage}")),
+        ("an unknown -o", "{d}/store {d}/m -o ro,wrong", 2, format!("unknown option -o wrong{usage}")),
+        (
+            "a bad choice",
+            "{d}/m -o whiteouts=no",
+            2,
+            format!("the option -o whiteouts is one of oci, stored, not \"no\"{usage}"),
+        ),
+        (
+            "a bad number",
+            "{d}/m -o threads=65",
+            2,
+            format!("the option -o threads is a number from 1 to 64, not \"65\"{usage}"),
+        ),
+        (
+            "an unknown kind",
+            "{d}/store {d}/m --kind podman",
+            2,
+            format!("unknown kind of store \"podman\"; known: docker{usage}"),
+        ),
+        ("no store", "{d}/empty {d}/m", 3, format!("no container store in {{d}}/empty; {store}")),
+        ("a missing source", "{d}/gone {d}/m", 3, "no container store: {d}/gone does not exist".to_owned()),
+        ("a file as the source", "{d}/file {d}/m", 3, "no container store: {d}/file is not a directory".to_owned()),
+        (
+            "an unsupported driver",
+            "{d}/aufs {d}/m",
+            1,
+            "{d}/aufs: its graph driver aufs is not supported; supported: overlay2".to_owned(),
+        ),
+        ("a file to mount on", "{d}/store {d}/file", 1, "the mount point {d}/file is not a directory".to_owned()),
+        (
+            "a missing mount point",
+            "{d}/store {d}/gone",
+            1,
+            "the mount point {d}/gone does not exist; 'mkdir -p {d}/gone' makes it".to_owned(),
+        ),
+        (
+            "on itself",
+            "{d}/store {d}/store",
+            1,
+            format!("the mount point {{d}}/store is the source {{d}}/store: {itself}"),
+        ),
+        (
+            "in the source",
+            "{d}/store {d}/store/tmp",
+            1,
+            format!("the mount point {{d}}/store/tmp lies in the source {{d}}/store: {itself}"),
+        ),
+        (
+            "in the source through a link",
+            "{d}/store {d}/link/tmp",
+            1,
+            format!("the mount point {{d}}/store/tmp lies in the source {{d}}/store: {itself}"),
+        ),
+        (
+            "the source through a link",
+            "{d}/link {d}/store",
+            1,
+            format!("the mount point {{d}}/store is the source {{d}}/store: {itself}"),
+        ),
+        (
+            "around the source",
+            "{d}/store {d}",
+            1,
+            format!("the mount point {{d}} contains the source {{d}}/store: {itself}"),
+        ),
+        (
+            "a log file in no directory",
+            "{d}/store {d}/m --log-file {d}/gone/log",
+            1,
+            "cannot open the log file {d}/gone/log: No such file or directory".to_owned(),
+        ),
+        ("to unmount nothing", "unmount {d}/m", 1, "{d}/m is not a mount of docker-fs".to_owned()),
+        ("to unmount nowhere", "unmount {d}/gone", 1, "cannot find {d}/gone: No such file or directory".to_owned()),
+    ] {
+        for foreground in [&[][..], &["-f"]] {
+            let args = bench.words(args).into_iter().chain(foreground.iter().map(OsString::from));
+            // `unmount` has no such flag.
+            let args: Vec<OsString> = args.collect();
+            if args.first().is_some_and(|first| first == "unmount") && !foreground.is_empty() {
+                continue;
+            }
+            assert_eq!(docker_fs(&args), failed(code, &bench.fill(&expected)), "{what}");
+        }
+        assert_eq!(mounts_at(bench.dir.path()), 0, "{what}");
+    }
+}
+
+#[test]
+fn a_bind_mount_of_the_source_is_the_source() {
+    if !require_privileges("binding") {
+        return;
+    }
+    let bench = Bench::new();
+    fs::create_dir_all(bench.path("store/overlay2/deep")).unwrap();
+    for dir in ["bound", "beside"] {
+        fs::create_dir(bench.path(dir)).unwrap();
+    }
+    let way = "the source {d}/store by way of another mount: reading it would wait for itself; mount elsewhere";
+    for (from, point, words) in [
+        ("store/overlay2", "bound", "lies in"),
+        ("store/overlay2", "bound/deep", "lies in"),
+        ("store", "bound", "is"),
+        ("", "bound", "contains"),
+    ] {
+        let mut command = Command::new("unshare");
+        command.args(["-m", "sh", "-c", "mount --bind \"$1\" \"$2\" && exec \"$0\" \"$3\" \"$4\""]).arg(DOCKER_FS);
+        command.args([bench.path(from), bench.path("bound"), bench.store(), bench.path(point)]);
+        let message = bench.fill(&format!("the mount point {{d}}/{point} {words} {way}"));
+        assert_eq!(run(&mut command), failed(1, &message), "{from} at {point}");
+    }
+    // What is mounted in the source belongs to it.
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-c", "mount --bind \"$1\" \"$2\" && exec \"$0\" \"$3\" \"$1\""]).arg(DOCKER_FS);
+    command.args([bench.path("beside"), bench.path("store/overlay2/deep"), bench.store()]);
+    let message = bench.fill(&format!("the mount point {{d}}/beside is {way}"));
+    assert_eq!(run(&mut command), failed(1, &message));
+}
+
+#[test]
+fn without_the_device_it_is_said_what_to_do() {
+    if !require_privileges("hiding /dev") {
+        return;
+    }
+    let bench = Bench::new();
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-c", "mount -t tmpfs none /dev && exec \"$0\" \"$@\""]).arg(DOCKER_FS);
+    command.args([bench.store(), bench.mount_point()]);
+    let message = "/dev/fuse does not exist; 'modprobe fuse' loads the kernel's module, and a container needs the \
+                   device given to it";
+    assert_eq!(run(&mut command), failed(1, message));
+}
+
+#[test]
+fn who_may_not_read_is_told_so() {
+    if !require_privileges("becoming another user") {
+        return;
+    }
+    // The build's directory may be closed to others.
+    let open = tempfile::Builder::new().prefix("docker-fs-").tempdir_in("/tmp").unwrap();
+    fs::set_permissions(open.path(), Permissions::from_mode(0o755)).unwrap();
+    let program = open.path().join("docker-fs");
+    fs::copy(DOCKER_FS, &program).unwrap();
+    let store = StoreBuilder::new(open.path().join("store")).finish();
+    fs::create_dir(open.path().join("m")).unwrap();
+    let as_nobody = || {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&program);
+        command.args([&store, &open.path().join("m")]);
+        run(&mut command)
+    };
+    let shown = store.display();
+    assert_eq!(as_nobody(), failed(1, &format!("cannot find {shown}/image: Permission denied")));
+    for dir in ["", "image", "image/overlay2", "image/overlay2/layerdb"] {
+        fs::set_permissions(store.join(dir), Permissions::from_mode(0o755)).unwrap();
+    }
+    fs::set_permissions(store.join("image/overlay2/repositories.json"), Permissions::from_mode(0o644)).unwrap();
+    let message = format!(
+        "{shown}/overlay2: its layers mark deletions in trusted.overlay.* attributes, which this process may not read \
+         (CAP_SYS_ADMIN), so deleted files would come back; run docker-fs as root, or for the store of a rootless \
+         engine add -o xattrs=user"
+    );
+    assert_eq!(as_nobody(), failed(1, &message));
+}
+
+/// A way to damage `bad:1`, and what `status` says of it: the object's path and the reason, with `{…}` for IDs.
+type Damage = (&'static str, fn(&Bench), fn(&Bench) -> PathBuf, &'static str);
+
+const DAMAGE: &[Damage] = &[
+    (
+        "truncated repositories.json",
+        |bench| fs::write(bench.image_dir("repositories.json"), "{\"Repositories\":{\"go").unwrap(),
+        |bench| bench.image_dir("repositories.json"),
+        "not the list of references: ",
+    ),
+    (
+        "no cache-id",
+        |bench| fs::remove_file(bench.layerdb(&bench.bad_layers[1]).join("cache-id")).unwrap(),
+        |bench| bench.layerdb(&bench.bad_layers[1]).join("cache-id"),
+        "missing",
+    ),
+    (
+        "a parent that is another layer",
+        |bench| {
+            let other = format!("sha256:{}", "0".repeat(64));
+            fs::write(bench.layerdb(&bench.bad_layers[1]).join("parent"), other).unwrap();
+        },
+        |bench| bench.layerdb(&bench.bad_layers[1]).join("parent"),
+        "with the diff ID beside it, it belongs to the chain ID sha256:",
+    ),
+    (
+        "a config that is another's",
+        |bench| fs::write(bench.image_dir("imagedb/content/sha256").join(&bench.bad.0), "{}").unwrap(),
+        |bench| bench.image_dir("imagedb/content/sha256").join(&bench.bad.0),
+        "its SHA-256 is 44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a, not its name",
+    ),
+    (
+        "a layer's directory that is gone",
+        |bench| fs::remove_dir_all(bench.bad_layers[0].diff_dir()).unwrap(),
+        |bench| bench.bad_layers[0].diff_dir(),
+        "the layer's directory is gone",
+    ),
+];
+
+#[test]
+fn one_damaged_image_does_not_hide_its_neighbour() {
+    if !require_privileges("mounting") {
+        return;
+    }
+    for (what, damage, object, reason) in DAMAGE {
+        let bench = Bench::new();
+        damage(&bench);
+        let mounted = Mounted::with(&bench.store(), &bench.mount_point(), &[], 4);
+        let status: Value = serde_json::from_slice(&fs::read(mounted.path().join("status")).unwrap()).unwrap();
+        let told = status["damage"].as_array().unwrap();
+        assert_eq!(told.len(), 1, "{what}: {told:?}");
+        assert_eq!(told[0]["object"].as_str(), object(&bench).to_str(), "{what}");
+        let why = told[0]["reason"].as_str().unwrap();
+        assert!(why.starts_with(reason), "{what}: {why}");
+        let line = format!(
+            "docker-fs: mounted, but 1 object of the store is damaged: {}: {why}; see {}/status\n",
+            object(&bench).display(),
+            mounted.path().display()
+        );
+        assert_eq!(mounted.stderr, line, "{what}");
+        let image = mounted.path().join("by-id").join(&bench.good.0);
+        for file in ["layers/1/etc/hello", "merged/etc/hello"] {
+            assert_eq!(fs::read_to_string(image.join(file)).unwrap(), "good\n", "{what}: {file}");
+        }
+        assert!(mounted.path().join("by-id").join(&bench.bad.0).is_dir(), "{what}: the damaged image is not listed");
+    }
+}
+
+#[test]
+fn a_second_mount_is_refused() {
+    if !require_privileges("mounting") {
+        return;
+    }
+    let bench = Bench::new();
+    let _first = Mounted::new(&bench.store(), &bench.mount_point());
+    let message = "{d}/m is a mount of docker-fs already; 'docker-fs unmount {d}/m' ends it";
+    assert_eq!(docker_fs(bench.words("{d}/store {d}/m")), failed(1, &bench.fill(message)));
+    assert_eq!(mounts_at(&bench.mount_point()), 1);
+}
+
+#[test]
+fn a_killed_mount_is_replaced() {
+    if !require_privileges("mounting") {
+        return;
+    }
+    let bench = Bench::new();
+    for (what, args, message) in [
+        (
+            "mounting again",
+            "{d}/store {d}/m",
+            "docker-fs: warning: detached from {d}/m the mount of a docker-fs that was killed\n",
+        ),
+        ("unmounting", "unmount {d}/m", ""),
+    ] {
+        let first = Mounted::new(&bench.store(), &bench.mount_point());
+        kill(first.daemon().unwrap(), Signal::KILL);
+        wait_until("dying", || fs::metadata(first.path()).is_err_and(|error| error.raw_os_error() == Some(107)));
+        let said = docker_fs(bench.words(args));
+        assert_eq!(said, Said { stderr: bench.fill(message), ..done() }, "{what}");
+        let left = usize::from(args.starts_with("{d}"));
+        assert_eq!(mounts_at(first.path()), left, "{what}");
+        assert_eq!(first.path().join("status").exists(), left == 1, "{what}");
+        drop(first);
+        wait_until("ending", || processes_with(&bench.mount_point()) == 0);
+    }
+}
+
+#[test]
+fn term_and_int_unmount_and_are_success() {
+    if !require_privileges("mounting") {
+        return;
+    }
+    let bench = Bench::new();
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        let mut serving = Foreground::new(&bench, &[]);
+        assert_eq!(mounts_at(&bench.mount_point()), 1);
+        serving.signal(signal);
+        let (status, said) = serving.end();
+        assert_eq!((status.code(), said.as_str()), (Some(0), ""), "{signal:?}");
+        assert_eq!(mounts_at(&bench.mount_point()), 0, "{signal:?}");
+        assert_eq!(message(&serving.socket), "STOPPING=1\n", "{signal:?}");
+    }
+    // In the background a closed terminal is nothing.
+    let mounted = Mounted::new(&bench.store(), &bench.mount_point());
+    let pid = mounted.daemon().unwrap();
+    kill(pid, Signal::HUP);
+    assert!(mounted.path().join("status").exists());
+    kill(pid, Signal::TERM);
+    wait_until("ending", || processes_with(mounted.path()) == 0);
+    assert_eq!(mounts_at(mounted.path()), 0);
+}
+
+#[test]
+fn a_mount_in_use_is_detached_and_its_users_go_on() {
+    if !require_privileges("mounting") {
+        return;
+    }
+    let bench = Bench::new();
+    let in_use = || File::open(bench.mount_point().join("merged/good:1/etc/hello")).unwrap();
+    let line = "docker-fs: info: {d}/m is in use: detaching it and waiting up to 10 s for its users\n";
+
+    let mut serving = Foreground::new(&bench, &["-v"]);
+    let mut file = in_use();
+    serving.signal(Signal::TERM);
+    wait_until("detaching", || mounts_at(&bench.mount_point()) == 0);
+    assert_eq!(text_of(&mut file), "good\n");
+    drop(file);
+    let (status, said) = serving.end();
+    assert_eq!(status.code(), Some(0));
+    assert!(said.contains(&bench.fill(line)), "{said}");
+
+    let mut serving = Foreground::new(&bench, &[]);
+    let file = in_use();
+    serving.signal(Signal::INT);
+    wait_until("detaching", || mounts_at(&bench.mount_point()) == 0);
+    serving.signal(Signal::INT);
+    assert_eq!(serving.end().0.code(), Some(0), "the second signal ends it");
+    drop(file);
+}
+
+#[test]
+fn unmount_says_who_is_in_the_way() {
+    if !require_privileges("mounting") {
+        return;
+    }
+    let bench = Bench::new();
+    let mounted = Mounted::new(&bench.store(), &bench.mount_point());
+    let mut file = File::open(mounted.path().join("by-tag/good:1/layers/1/etc/hello")).unwrap();
+    let message = "{d}/m is in use ('fuser -vm {d}/m' says by whom); 'docker-fs unmount --lazy {d}/m' detaches it all \
+                   the same";
+    assert_eq!(docker_fs(bench.words("unmount {d}/m")), failed(1, &bench.fill(message)));
+    assert_eq!(mounts_at(mounted.path()), 1);
+    assert_eq!(docker_fs(bench.words("unmount --lazy {d}/m")), done());
+    assert_eq!(mounts_at(mounted.path()), 0);
+    assert_eq!(text_of(&mut file), "good\n");
+    drop(file);
+    wait_until("ending", || processes_with(mounted.path()) == 0);
+}
+
+#[test]
+fn unmount_leaves_alone_what_is_not_ours() {
+    if !require_privileges("mounting") {
+        return;
+    }
+    let bench = Bench::new();
+    let _other = support::mount::Tmpfs::new(&bench.mount_point());
+    let message = bench.fill("{d}/m is not a mount of docker-fs");
+    assert_eq!(docker_fs(bench.words("unmount {d}/m")), failed(1, &message));
+    assert_eq!(mounts_at(&bench.mount_point()), 1);
+}
+
+#[test]
+fn fifty_rounds_leave_nothing_behind() {
+    if !require_privileges("mounting") {
+        return;
+    }
+    let bench = Bench::new();
+    let point = bench.path("a mount\\point, with\tall");
+    fs::create_dir(&point).unwrap();
+    let _mount = Detach(point.clone());
+    for round in 0..50 {
+        assert_eq!(docker_fs([&bench.store(), &point]), done(), "round {round}");
+        // Not by this process: what it has open is for a moment open in every process that another test starts.
+        let listed = run(Command::new("ls").arg(point.join("by-tag")));
+        assert_eq!(listed, Said { stdout: "bad:1\ngood:1\n".to_owned(), ..done() }, "round {round}");
+        assert_eq!(docker_fs([OsStr::new("unmount"), point.as_os_str()]), done(), "round {round}");
+        assert_eq!(fs::read_dir(&point).unwrap().count(), 0, "round {round}");
+    }
+    wait_until("ending", || processes_with(&point) == 0);
+}
+
+#[test]
+fn relative_paths_are_those_of_where_it_was_started() {
+    if !require_privileges("mounting") {
+        return;
+    }
+    let bench = Bench::new();
+    let mut command = Command::new(DOCKER_FS);
+    command.current_dir(bench.dir.path()).args(["store", "m", "-v", "--log-file", "log", "-o", r"fsname=a b"]);
+    assert_eq!(run(&mut command), done());
+    assert!(bench.mount_point().join("status").exists());
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let line = mounts.lines().find(|line| line.contains(bench.mount_point().to_str().unwrap())).unwrap();
+    assert!(line.contains(r" - fuse.docker-fs a\040b ro,"), "{line}");
+    let options = line.split(' ').nth(5).unwrap();
+    for wanted in ["ro", "nosuid", "nodev"] {
+        assert!(options.split(',').any(|option| option == wanted), "{options}");
+    }
+    let mut unmount = Command::new(DOCKER_FS);
+    assert_eq!(run(unmount.current_dir(bench.dir.path()).args(["unmount", "m"])), done());
+    let log = || fs::read_to_string(bench.path("log")).unwrap();
+    wait_until("ending", || log().contains("info: unmounted"));
+    let log = log();
+    let lines: Vec<&str> = log.lines().filter_map(|line| line.split_once(' ').map(|(_, text)| text)).collect();
+    let told = bench.fill("{d}/store on {d}/m");
+    assert_eq!(lines, [format!("docker-fs: info: mounted {told}"), format!("docker-fs: info: unmounted {told}")]);
+}
+
+#[test]
+fn the_background_lets_go_of_its_callers_pipes() {
+    if !require_privileges("mounting") {
+        return;
+    }
+    let bench = Bench::new();
+    let mounted = Mounted::new(&bench.store(), &bench.mount_point());
+    let pid = mounted.daemon().unwrap();
+    for stream in 0..3 {
+        let target = fs::read_link(format!("/proc/{pid}/fd/{stream}")).unwrap();
+        assert_eq!(target, Path::new("/dev/null"), "descriptor {stream}");
+    }
+    assert_eq!(fs::read_link(format!("/proc/{pid}/cwd")).unwrap(), Path::new("/"));
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let files: Vec<&str> =
+        limits.lines().find(|line| line.starts_with("Max open files")).unwrap().split_whitespace().collect();
+    assert_eq!(files[3], files[4], "soft and hard limit of open files");
+}
+
+#[test]
+fn systemd_is_told_which_process_serves() {
+    if !require_privileges("mounting") {
+        return;
+    }
+    let bench = Bench::new();
+    let (socket, path) = notify_socket(&bench);
+    let said = run(Command::new(DOCKER_FS).args([bench.store(), bench.mount_point()]).env("NOTIFY_SOCKET", path));
+    assert_eq!(said, done());
+    let ready = message(&socket);
+    let pid: u32 = ready.lines().find_map(|line| line.strip_prefix("MAINPID=")).unwrap().parse().unwrap();
+    let expected = format!("READY=1\nSTATUS=serving {{d}}/store on {{d}}/m\nMAINPID={pid}\n");
+    assert_eq!(ready, bench.fill(&expected));
+    kill(pid, Signal::TERM);
+    assert_eq!(message(&socket), "STOPPING=1\n");
+    let process = Pid::from_raw(pid.try_into().unwrap()).unwrap();
+    wait_until("ending", || test_kill_process(process).is_err());
+    assert_eq!(mounts_at(&bench.mount_point()), 0);
+}
+
+#[test]
+fn mount_and_fstab_find_the_command() {
+    if !require_privileges("mounting") {
+        return;
+    }
+    let bench = Bench::new();
+    let fstab = "{d}/store {d}/m fuse.docker-fs noauto,nofail,user,x-systemd.automount,noexec,whiteouts=stored 0 0\n";
+    fs::write(bench.path("fstab"), bench.fill(fstab)).unwrap();
+    // mount.fuse3 looks into the system's own directories only: one of them is covered for these commands alone.
+    let script = "mount -t tmpfs none /usr/local/bin && ln -s \"$0\" /usr/local/bin/docker-fs && mount \"$@\" \
+                  && cat m/merged/good:1/etc/hello && umount m";
+    for (what, args, outcome) in [
+        (
+            "mount(8)",
+            "-t fuse.docker-fs {d}/store {d}/m -o rw,relatime,allow_other,threads=2",
+            Said { stdout: "good\n".to_owned(), ..done() },
+        ),
+        ("fstab", "-T {d}/fstab {d}/m", Said { stdout: "good\n".to_owned(), ..done() }),
+        (
+            "a wrong option",
+            "-t fuse.docker-fs {d}/store {d}/m -o wrong",
+            failed(2, "unknown option -o wrong; try 'docker-fs --help'"),
+        ),
+    ] {
+        let mut command = Command::new("unshare");
+        command.args(["-m", "sh", "-c", script, DOCKER_FS]).args(bench.words(args)).current_dir(bench.dir.path());
+        assert_eq!(run(&mut command), outcome, "{what}");
+    }
+    wait_until("ending", || processes_with(&bench.mount_point()) == 0);
+}
+
+#[test]
+fn other_users_mount_with_the_helper() {
+    if !require_privileges("becoming another user") {
+        return;
+    }
+    // A device that others may open, a store of their own, and a program that they can reach.
+    let open = tempfile::Builder::new().prefix("docker-fs-").tempdir_in("/tmp").unwrap();
+    fs::set_permissions(open.path(), Permissions::from_mode(0o755)).unwrap();
+    fs::copy(DOCKER_FS, open.path().join("docker-fs")).unwrap();
+    let mut store = StoreBuilder::new(open.path().join("store"));
+    let layers = store.chain(1);
+    fs::write(layers[0].diff_dir().join("hello"), "good\n").unwrap();
+    let image = store.image(&layers);
+    store.tag("good:1", &image);
+    store.finish();
+    fs::create_dir(open.path().join("m")).unwrap();
+    let script = "mkdir d && mount -t tmpfs -o dev none d && mknod -m 666 d/fuse c 10 229 && mount --bind d/fuse /dev/fuse \
+                  && chown -R 65534:65534 store m && exec setpriv --reuid=65534 --regid=65534 --clear-groups sh -ec '\
+                  PATH=/none ./docker-fs store m || ./docker-fs store m; exec 3< m/merged/good:1/hello; cat <&3; \
+                  grep \" $PWD/m \" /proc/self/mountinfo; ./docker-fs unmount m || ./docker-fs unmount -l m; ls m'";
+    let said = run(Command::new("unshare").args(["-m", "sh", "-c", script]).current_dir(open.path()));
+    let m = open.path().join("m").display().to_string();
+    let told = format!(
+        "docker-fs: fusermount3 is missing, with which other users than root mount; install the package fuse3\n\
+         docker-fs: {m} is in use ('fuser -vm {m}' says by whom); 'docker-fs unmount --lazy {m}' detaches it all the \
+         same\n"
+    );
+    assert_eq!((said.code, said.stderr), (Some(0), told), "{}", said.stdout);
+    let lines: Vec<&str> = said.stdout.lines().collect();
+    assert_eq!((lines.len(), lines[0]), (2, "good"), "{}", said.stdout);
+    assert!(lines[1].contains(" - fuse.docker-fs ") && lines[1].contains("user_id=65534"), "{}", lines[1]);
+    wait_until("ending", || processes_with(Path::new("./docker-fs")) == 0);
+}
+
+#[test]
+fn help_and_version_are_data() {
+    let version = format!("docker-fs {}\n", env!("CARGO_PKG_VERSION"));
+    for flag in ["-V", "--version"] {
+        assert_eq!(docker_fs([flag]), Said { stdout: version.clone(), ..done() });
+    }
+    let (short, long) = (docker_fs(["-h"]), docker_fs(["--help"]));
+    for said in [&short, &long] {
+        assert_eq!((said.code, said.stderr.as_str()), (Some(0), ""));
+        assert!(said.stdout.contains("Usage: docker-fs [SOURCE] MOUNTPOINT"), "{}", said.stdout);
+        assert!(said.stdout.lines().all(|line| line.chars().count() <= 100), "{}", said.stdout);
+    }
+    assert!(short.stdout.lines().count() < 30 && long.stdout.contains("whiteouts=stored"));
+}
+
+#[test]
+fn a_reader_who_has_enough_is_no_failure() {
+    let mut child =
+        Command::new(DOCKER_FS).arg("--help").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stderr), (Some(0), Vec::new()));
+}

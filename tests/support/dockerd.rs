@@ -1,0 +1,384 @@
+//! A Docker daemon of the test's own, with a data root, an exec root and a socket that go away with it.
+//!
+//! The stores that docker-fs reads are best made by the program that defines them. Nothing here reads a store: the daemon
+//! is asked, so its answers are an independent witness. No registry is needed: the base image is a Debian root that
+//! `debootstrap` makes once, and that later runs and other test binaries find as a tar.
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::mount::{UnmountFlags, unmount};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A path of a tar of a Debian root to import as the base image; it is made if it is not there.
+const BASE_VARIABLE: &str = "DOCKER_FS_TEST_BASE";
+/// Set where missing programs are a failure, not a reason to skip.
+const STRICT_VARIABLE: &str = "DOCKER_FS_TEST_PRIVILEGED";
+
+const SUITE: &str = "bookworm";
+const DEFAULT_MIRROR: &str = "http://deb.debian.org/debian";
+
+/// Programs without which there is no daemon.
+pub(crate) const PROGRAMS: &[&str] = &["dockerd", "docker", "debootstrap", "setpriv", "tar"];
+
+/// Which of Docker's two builders makes an image: the classic one unpacks a tar of each step, so that the store holds
+/// what tars can say; BuildKit keeps the very directory that the kernel wrote, with its `trusted.overlay.*` attributes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Builder {
+    Classic,
+    BuildKit,
+}
+
+/// A running daemon. Dropping it ends what it started, unmounts what is left below its directories, and removes them.
+#[derive(Debug)]
+pub(crate) struct Dockerd {
+    child: Child,
+    /// Data root and log.
+    dir: TempDir,
+    /// Exec root, socket and pidfile: apart and short, as a Unix socket's path ends at 107 bytes.
+    run: TempDir,
+}
+
+/// Whether all `programs` are there; says which is not, and fails where the environment promises them.
+pub(crate) fn has_programs(programs: &[&str]) -> bool {
+    let missing: Vec<&str> = programs.iter().filter(|name| found(name).is_empty()).copied().collect();
+    if missing.is_empty() {
+        return true;
+    }
+    assert!(std::env::var_os(STRICT_VARIABLE).is_none(), "{STRICT_VARIABLE} is set, but there is no {missing:?}");
+    eprintln!("skipped: no {}", missing.join(", "));
+    false
+}
+
+/// Every program called `name` on `PATH`, in order.
+fn found(name: &str) -> Vec<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let system = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
+    let mut places: Vec<PathBuf> = std::env::split_paths(&path).chain(system).map(|dir| dir.join(name)).collect();
+    places.retain(|place| place.is_file());
+    places.dedup();
+    places
+}
+
+/// Runs a command to its end; a failure panics with all it said.
+pub(crate) fn run(command: &mut Command) -> Vec<u8> {
+    match attempt(command) {
+        Ok(stdout) => stdout,
+        Err(what) => panic!("{what}"),
+    }
+}
+
+/// Runs a command to its end, its output apart; a failure is a text that names the command and what it said.
+pub(crate) fn attempt(command: &mut Command) -> Result<Vec<u8>, String> {
+    let shown = format!("{command:?}");
+    let Output { status, stdout, stderr } =
+        command.stdin(Stdio::null()).output().map_err(|error| format!("{shown}: {error}"))?;
+    if status.success() {
+        return Ok(stdout);
+    }
+    let mut text = format!("{shown}: {status}");
+    for said in [&stdout, &stderr] {
+        let said = String::from_utf8_lossy(said);
+        let tail: Vec<&str> = said.lines().rev().take(30).collect();
+        for line in tail.iter().rev() {
+            let _ = write!(text, "\n  {line}");
+        }
+    }
+    Err(text)
+}
+
+impl Dockerd {
+    /// Starts a daemon with the overlay2 driver and waits until it answers.
+    ///
+    /// It has no bridge and touches no packet filter: every container runs with `--network none`.
+    pub(crate) fn start() -> Self {
+        let dir = tempfile::Builder::new().prefix("dockerd-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let run = tempfile::Builder::new().prefix("dfs-").tempdir_in("/tmp").unwrap();
+        // The machine's own daemon.json must not count; 29 and later would use containerd's store for a new root.
+        let config = run.path().join("daemon.json");
+        fs::write(&config, r#"{"features":{"containerd-snapshotter":false}}"#).unwrap();
+        let log = File::create(dir.path().join("log")).unwrap();
+        // Should the test be killed, the daemon ends too. (`setpriv` executes it, so that the pid is the daemon's.)
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "TERM"])
+            .arg(found("dockerd").first().expect("there is no dockerd"))
+            .arg("--config-file")
+            .arg(&config)
+            .arg("--data-root")
+            .arg(dir.path().join("root"))
+            .arg("--exec-root")
+            .arg(run.path().join("exec"))
+            .arg("--pidfile")
+            .arg(run.path().join("pid"))
+            .arg("-H")
+            .arg(format!("unix://{}/sock", run.path().display()))
+            // A containerd that the machine already runs would be shared.
+            .arg("--containerd-namespace")
+            .arg(format!("docker-fs-{}", std::process::id()))
+            .args(["--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver", "overlay2"])
+            .args(["--shutdown-timeout", "2"])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut daemon = Self { child, dir, run };
+        let patience = Instant::now() + Duration::from_secs(60);
+        while let Err(what) = daemon.try_docker(&["version"]) {
+            let ended = daemon.child.try_wait().unwrap();
+            assert!(
+                ended.is_none() && Instant::now() < patience,
+                "dockerd does not answer ({ended:?}): {what}\n{}",
+                daemon.log_tail()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        daemon
+    }
+
+    /// The data root: what docker-fs mounts.
+    pub(crate) fn root(&self) -> PathBuf {
+        self.dir.path().join("root")
+    }
+
+    /// A new empty directory that goes away with the daemon, on the data root's file system.
+    pub(crate) fn scratch(&self, name: &str) -> PathBuf {
+        let place = self.dir.path().join("scratch").join(name);
+        fs::create_dir_all(&place).unwrap();
+        place
+    }
+
+    fn client(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        command.arg("-H").arg(format!("unix://{}/sock", self.run.path().display()));
+        // The user's contexts, proxies and credentials must not count.
+        command.env("DOCKER_CONFIG", self.run.path()).env("LC_ALL", "C").env_remove("DOCKER_HOST");
+        command
+    }
+
+    /// Runs the client; its standard output is the answer.
+    pub(crate) fn try_docker(&self, args: &[&str]) -> Result<Vec<u8>, String> {
+        attempt(self.client(Path::new("docker")).args(args))
+    }
+
+    /// Runs the client and returns what it printed, less white space at the end; a failure panics.
+    pub(crate) fn docker(&self, args: &[&str]) -> String {
+        let stdout = self.try_docker(args).unwrap_or_else(|what| panic!("{what}"));
+        String::from_utf8(stdout).unwrap().trim_end().to_owned()
+    }
+
+    /// What the client printed, a line each.
+    pub(crate) fn lines(&self, args: &[&str]) -> Vec<String> {
+        self.docker(args).lines().map(str::to_owned).collect()
+    }
+
+    /// `docker image inspect` or `docker container inspect` of one object.
+    pub(crate) fn inspect(&self, kind: &str, name: &str) -> Value {
+        let mut found: Vec<Value> = serde_json::from_str(&self.docker(&[kind, "inspect", name])).unwrap();
+        assert_eq!(found.len(), 1, "{kind} {name}");
+        found.remove(0)
+    }
+
+    /// An image's ID, without `sha256:`.
+    pub(crate) fn image_id(&self, name: &str) -> String {
+        let id = self.inspect("image", name);
+        let id = id["Id"].as_str().unwrap();
+        id.strip_prefix("sha256:").unwrap().to_owned()
+    }
+
+    /// The directories of an image's layers as the daemon names them, top first; none for an image without layers.
+    pub(crate) fn image_layers(&self, name: &str) -> Vec<PathBuf> {
+        layers_of(&self.inspect("image", name))
+    }
+
+    /// The directories that a container's file system is made of, top first: changes, init layer, the image's layers.
+    pub(crate) fn container_layers(&self, name: &str) -> Vec<PathBuf> {
+        layers_of(&self.inspect("container", name))
+    }
+
+    /// Where a running container's file system is mounted, without the binds that only the container sees.
+    pub(crate) fn merged_dir(&self, container: &str) -> PathBuf {
+        let container = self.inspect("container", container);
+        PathBuf::from(container["GraphDriver"]["Data"]["MergedDir"].as_str().unwrap())
+    }
+
+    /// Imports the Debian root as the image `name`, making it first if no earlier run did.
+    pub(crate) fn import_base(&self, name: &str) {
+        self.docker(&["import", base_tar().to_str().unwrap(), name]);
+    }
+
+    /// Builds an image from the text of a Dockerfile with an empty context; an empty `tag` builds one without a tag.
+    pub(crate) fn build(&self, builder: Builder, tag: &str, dockerfile: &str) -> Result<(), String> {
+        let context = tempfile::tempdir_in(self.run.path()).unwrap();
+        fs::write(context.path().join("Dockerfile"), dockerfile).unwrap();
+        let mut trouble = String::new();
+        // A client without the buildx plugin cannot ask for BuildKit, an older one beside it often can.
+        for program in found("docker") {
+            let mut command = self.client(&program);
+            command.env("DOCKER_BUILDKIT", if builder == Builder::BuildKit { "1" } else { "0" });
+            command.args(["build", "--network", "none"]);
+            if !tag.is_empty() {
+                command.args(["-t", tag]);
+            }
+            match attempt(command.arg(context.path())) {
+                Ok(_) => return Ok(()),
+                Err(what) if builder == Builder::Classic => return Err(what),
+                Err(what) => trouble.push_str(&what),
+            }
+        }
+        Err(trouble)
+    }
+
+    fn log_tail(&self) -> String {
+        let log = fs::read(self.dir.path().join("log")).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let tail: Vec<&str> = log.lines().rev().take(20).collect();
+        tail.into_iter().rev().collect::<Vec<_>>().join("\n")
+    }
+
+    /// Asks the daemon to end, and makes it; its containers first, as an orphan of a container would hold its mounts.
+    fn stop(&mut self) {
+        if let Ok(stdout) = self.try_docker(&["ps", "-aq"]) {
+            let ids = String::from_utf8_lossy(&stdout).into_owned();
+            let ids: Vec<&str> = ids.split_whitespace().collect();
+            if !ids.is_empty()
+                && let Err(what) = self.try_docker(&[&["rm", "-f"], ids.as_slice()].concat())
+            {
+                eprintln!("{what}");
+            }
+        }
+        let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+        let patience = Instant::now() + Duration::from_secs(20);
+        while let Ok(None) = self.child.try_wait() {
+            if Instant::now() > patience {
+                eprintln!("dockerd does not end; it is killed");
+                let _ = self.child.kill();
+                let _ = self.child.wait();
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        for pid in self.orphans() {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+
+    /// What a daemon that was killed leaves: containerd and its shims, whose arguments name the exec root.
+    fn orphans(&self) -> Vec<Pid> {
+        let run = self.run.path().as_os_str().as_bytes();
+        let named = |arguments: &[u8]| arguments.windows(run.len()).any(|window| window == run);
+        let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        pids.filter(|pid| *pid != std::process::id().cast_signed())
+            .filter(|pid| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|arguments| named(&arguments)))
+            .filter_map(Pid::from_raw)
+            .collect()
+    }
+}
+
+impl Drop for Dockerd {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the end of dockerd's log:\n{}", self.log_tail());
+        }
+        self.stop();
+        unmount_below(self.dir.path());
+        unmount_below(self.run.path());
+    }
+}
+
+fn layers_of(inspected: &Value) -> Vec<PathBuf> {
+    let stored = &inspected["GraphDriver"]["Data"];
+    let upper = stored["UpperDir"].as_str();
+    let lower = stored["LowerDir"].as_str();
+    upper.into_iter().chain(lower.into_iter().flat_map(|lower| lower.split(':'))).map(PathBuf::from).collect()
+}
+
+/// Unmounts every mount below `dir`, the last one first.
+pub(crate) fn unmount_below(dir: &Path) {
+    let Ok(mounts) = fs::read_to_string("/proc/self/mountinfo") else { return };
+    for line in mounts.lines().rev() {
+        // The directories here have no byte that mountinfo escapes.
+        let Some(place) = line.split(' ').nth(4) else { continue };
+        if Path::new(place).starts_with(dir)
+            && let Err(error) = unmount(place, UnmountFlags::DETACH)
+        {
+            eprintln!("cannot unmount {place}: {error}");
+        }
+    }
+}
+
+/// The tar of a Debian root, made if no earlier run did. Two tests that want it at once make it once.
+fn base_tar() -> PathBuf {
+    let default = || Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("base-{SUITE}.tar"));
+    let tar = std::env::var_os(BASE_VARIABLE).map_or_else(default, PathBuf::from);
+    let lock = File::create(tar.with_extension("lock")).unwrap();
+    lock.lock().unwrap();
+    if !tar.exists() {
+        make_base(&tar);
+    }
+    tar
+}
+
+fn make_base(tar: &Path) {
+    let dir = tempfile::Builder::new().prefix("debootstrap-").tempdir_in(tar.parent().unwrap()).unwrap();
+    let root = dir.path().join("root");
+    let made = attempt(
+        Command::new(found("debootstrap").first().unwrap())
+            .args(["--variant=minbase", "--include=libcap2-bin,acl,attr", SUITE])
+            .arg(&root)
+            .arg(mirror()),
+    );
+    // It leaves these mounted when it fails.
+    unmount_below(dir.path());
+    made.unwrap_or_else(|what| panic!("{what}"));
+    // What makes the tests slower and shows nothing more.
+    for bulk in
+        ["var/cache", "var/lib/apt/lists", "usr/share/doc", "usr/share/locale", "usr/share/man", "usr/share/zoneinfo"]
+    {
+        let bulk = root.join(bulk);
+        if bulk.exists() {
+            fs::remove_dir_all(&bulk).unwrap();
+            fs::create_dir(&bulk).unwrap();
+        }
+    }
+    let unfinished = dir.path().join("base.tar");
+    run(Command::new("tar").arg("--numeric-owner").arg("-C").arg(&root).arg("-cf").arg(&unfinished).arg("."));
+    fs::rename(&unfinished, tar).unwrap();
+}
+
+/// The mirror that this machine's apt has for the suite, or Debian's own.
+fn mirror() -> String {
+    let parts = fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten().map(|entry| entry.path());
+    let lists = parts.chain([PathBuf::from("/etc/apt/sources.list")]);
+    let texts = lists.filter_map(|list| fs::read_to_string(list).ok());
+    texts.into_iter().find_map(|text| mirror_in(&text)).unwrap_or_else(|| DEFAULT_MIRROR.to_owned())
+}
+
+/// The first mirror of the suite in a list of either form: `deb [options] URI suite …`, or a paragraph with `URIs:`.
+fn mirror_in(text: &str) -> Option<String> {
+    let line = text.lines().find_map(|line| {
+        let mut words = line.split_whitespace().skip_while(|word| word.starts_with('[') || word.ends_with(']'));
+        (words.next()? == "deb").then_some(())?;
+        let words: Vec<&str> = words.collect();
+        let suite = words.iter().position(|word| *word == SUITE)?;
+        words.get(suite.checked_sub(1)?).map(|uri| (*uri).to_owned())
+    });
+    let field = |paragraph: &str, name: &str| {
+        let value = paragraph.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        Some(value.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+    };
+    line.or_else(|| {
+        text.split("\n\n").find_map(|paragraph| {
+            let suites = field(paragraph, "Suites")?;
+            suites.iter().any(|suite| suite == SUITE).then_some(())?;
+            field(paragraph, "URIs")?.into_iter().next()
+        })
+    })
+}
