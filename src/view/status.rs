@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::{Form, Node, Shared, Text, facts};
-use crate::store::Standing;
+use crate::store::{Image, Standing};
 
 #[derive(Serialize)]
 struct Status {
@@ -25,9 +25,10 @@ struct Status {
 struct Images {
     total: usize,
     referenced: usize,
-    dangling: usize,
-    intermediate: usize,
-    damaged: usize,
+    /// IDs, as all lists here.
+    dangling: Vec<String>,
+    intermediate: Vec<String>,
+    damaged: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -46,7 +47,9 @@ pub(super) fn status(shared: &Arc<Shared>) -> Node {
 pub(super) fn content(shared: &Shared) -> Vec<u8> {
     let snapshot = shared.current();
     let catalogue = &snapshot.catalogue;
-    let count = |standing: Standing| catalogue.images.values().filter(|image| image.standing == standing).count();
+    let ids = |wanted: fn(&Image) -> bool| -> Vec<String> {
+        catalogue.images.values().filter(|image| wanted(image)).map(|image| image.id.to_string()).collect()
+    };
     let damage = catalogue.damage.iter().map(|damage| Damage {
         object: damage.what.clone(),
         reason: damage.why.clone(),
@@ -63,10 +66,10 @@ pub(super) fn content(shared: &Shared) -> Vec<u8> {
         },
         images: Images {
             total: catalogue.images.len(),
-            referenced: count(Standing::Referenced),
-            dangling: count(Standing::Dangling),
-            intermediate: count(Standing::Intermediate),
-            damaged: catalogue.images.values().filter(|image| !image.damage.is_empty()).count(),
+            referenced: ids(|image| image.standing == Standing::Referenced).len(),
+            dangling: ids(|image| image.standing == Standing::Dangling),
+            intermediate: ids(|image| image.standing == Standing::Intermediate),
+            damaged: ids(|image| !image.damage.is_empty()),
         },
         references: catalogue.references.len(),
         layers: catalogue.layers.len(),
