@@ -392,6 +392,14 @@ fn has_no_xattr(entry: &[u8]) -> bool {
     matches!(rustix::fs::llistxattr_query(entry), Ok(0) | Err(Errno::OPNOTSUPP))
 }
 
+/// The attributes of an open file.
+///
+/// # Errors
+/// The system's.
+pub fn meta_of(file: impl AsFd) -> std::io::Result<Meta> {
+    Ok(stat_of(file.as_fd(), c"")?)
+}
+
 fn raw_stat<P: rustix::path::Arg>(dir: BorrowedFd<'_>, path: P) -> rustix::io::Result<Statx> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
     rustix::fs::statx(dir, path, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME)

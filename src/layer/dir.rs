@@ -12,7 +12,7 @@ use super::{LayerTree, ReadAt, Seek};
 use crate::error::Result;
 use crate::meta::Meta;
 use crate::name::{Name, TreePath};
-use crate::root::{Root, Space};
+use crate::root::{self, Root, Space};
 
 /// The tree below a directory of a [`Root`]. It holds no descriptor of its own, so there can be any number.
 #[derive(Debug)]
@@ -71,6 +71,10 @@ impl ReadAt for File {
         };
         // This moves the descriptor's own offset, which nothing else uses.
         Ok(rustix::fs::seek(self, to)?)
+    }
+
+    fn meta(&self) -> io::Result<Option<Meta>> {
+        Ok(Some(root::meta_of(self)?))
     }
 
     fn backing_fd(&self) -> Option<BorrowedFd<'_>> {

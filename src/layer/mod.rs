@@ -79,6 +79,14 @@ pub trait ReadAt: Debug + Send + Sync {
     /// `ENXIO` behind the end, as the system call.
     fn seek(&self, to: Seek, offset: u64) -> io::Result<u64>;
 
+    /// The attributes of the open file, whatever has its name by now; `None` where it has none of its own.
+    ///
+    /// # Errors
+    /// The system's.
+    fn meta(&self) -> io::Result<Option<Meta>> {
+        Ok(None)
+    }
+
     /// The file on the host, where there is one.
     fn backing_fd(&self) -> Option<BorrowedFd<'_>> {
         None

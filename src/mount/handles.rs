@@ -33,6 +33,11 @@ impl<T> Handles<T> {
         self.open.lock().get(&handle).cloned()
     }
 
+    /// Anything open that fits. This looks at all there is, and is for rare cases.
+    pub(super) fn find(&self, fits: impl Fn(&T) -> bool) -> Option<Arc<T>> {
+        self.open.lock().values().find(|opened| fits(opened)).cloned()
+    }
+
     /// Closes a handle; what it stands for goes when the last request that uses it ends.
     pub(super) fn remove(&self, handle: u64) {
         let closed = self.open.lock().remove(&handle);

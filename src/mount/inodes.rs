@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
 use crate::name::Name;
-use crate::view::{Identity, Node};
+use crate::view::{Form, Identity, Node};
 
 /// The number of the root (`FUSE_ROOT_ID`).
 pub(super) const ROOT: u64 = 1;
@@ -36,8 +36,11 @@ impl Key {
     /// The key of a node that stands at this name of a directory.
     pub(super) fn child(parent: Self, name: &Name, node: &Node) -> Self {
         Self::of(|hash| match node.identity() {
-            Identity::File { layer, inode, data } => {
-                hash.update(b"file");
+            Identity::File { layer, inode, data, form } => {
+                hash.update(match form {
+                    Form::Oci => b"file",
+                    Form::Stored => b"kept",
+                });
                 hash.update(layer.as_bytes());
                 hash.update(inode.to_le_bytes());
                 if let Some((layer, inode)) = data {

@@ -23,7 +23,7 @@ const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 pub(super) struct Server {
     view: View,
     inodes: Inodes,
-    files: Handles<Box<dyn ReadAt>>,
+    files: Handles<OpenFile>,
     directories: Handles<OpenDir>,
 }
 
@@ -61,6 +61,12 @@ pub(super) struct Listed {
     pub(super) name: Name,
     node: Arc<Node>,
     key: Key,
+}
+
+#[derive(Debug)]
+struct OpenFile {
+    number: u64,
+    reader: Box<dyn ReadAt>,
 }
 
 #[derive(Debug)]
@@ -112,7 +118,16 @@ impl Server {
 
     pub(super) fn attributes(&self, number: u64) -> Result<Attributes> {
         let node = self.held(number)?.node;
-        Ok(Attributes { number, meta: node.fresh_meta()?, valid: validity(node.changes()) })
+        let meta = match node.fresh_meta() {
+            // Replaced or removed, but a reader has it open: it is still that file.
+            Err(stale @ Error::Stale { .. }) => {
+                let open = self.files.find(|file| file.number == number).ok_or(stale)?;
+                let stale = || Error::Stale { what: format!("inode {number}") };
+                open.reader.meta().map_err(Error::io(|| "read attributes".to_owned()))?.ok_or_else(stale)?
+            }
+            answer => answer?,
+        };
+        Ok(Attributes { number, meta, valid: validity(node.changes()) })
     }
 
     pub(super) fn read_link(&self, number: u64) -> Result<Vec<u8>> {
@@ -130,7 +145,7 @@ impl Server {
                 Caching::WhileOpen
             }
         };
-        Ok((self.files.insert(node.open()?), caching))
+        Ok((self.files.insert(OpenFile { number, reader: node.open()? }), caching))
     }
 
     /// Fills the buffer as far as the file goes.
@@ -139,7 +154,7 @@ impl Server {
         let mut filled = 0_usize;
         while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
             let at = offset.saturating_add(u64::try_from(filled).unwrap_or(u64::MAX));
-            match file.read_at(rest, at) {
+            match file.reader.read_at(rest, at) {
                 Ok(0) => break,
                 Ok(count) => filled = filled.saturating_add(count),
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
@@ -150,10 +165,10 @@ impl Server {
     }
 
     pub(super) fn seek(&self, handle: u64, to: Seek, offset: u64) -> Result<u64> {
-        self.file(handle)?.seek(to, offset).map_err(Error::io(|| format!("seek from {offset}")))
+        self.file(handle)?.reader.seek(to, offset).map_err(Error::io(|| format!("seek from {offset}")))
     }
 
-    fn file(&self, handle: u64) -> Result<Arc<Box<dyn ReadAt>>> {
+    fn file(&self, handle: u64) -> Result<Arc<OpenFile>> {
         self.files.get(handle).ok_or_else(|| Error::io(|| format!("use handle {handle}"))(Errno::BADF))
     }
 

@@ -88,7 +88,7 @@ impl LayerNode {
         if self.role == Role::Mark || self.meta.is_dir() {
             Identity::Path(self.layer.id().as_bytes().to_vec())
         } else {
-            Identity::File { layer: self.layer.id(), inode: self.meta.inode, data: None }
+            Identity::File { layer: self.layer.id(), inode: self.meta.inode, data: None, form: self.form }
         }
     }
 

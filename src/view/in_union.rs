@@ -112,7 +112,7 @@ impl UnionNode {
         match (&self.member, self.source()) {
             (Member::File(_, meta), Ok((layer, _))) => {
                 let data = self.union.data_elsewhere(&self.member);
-                Identity::File { layer: layer.id(), inode: meta.inode, data }
+                Identity::File { layer: layer.id(), inode: meta.inode, data, form: Form::Oci }
             }
             (Member::Dir(..) | Member::File(..), _) => Identity::Path(self.union.id().as_bytes().to_vec()),
         }

@@ -40,6 +40,8 @@ pub enum Identity {
         inode: u64,
         /// For a metacopy seen in a union, the layer and number of its data.
         data: Option<([u8; 16], u64)>,
+        /// The form in which it is seen: the stored one has other attributes.
+        form: Form,
     },
     /// Anything else: a node per path, and per content where that can change.
     Path(Vec<u8>),
@@ -108,11 +110,12 @@ impl Node {
         }
     }
 
-    /// Tells apart two files that had the same number in turn; zero where that cannot be.
+    /// Tells apart two files that had the same number in turn; zero where that cannot be. Directories are told apart by
+    /// their paths, and stay the same when another layer joins them.
     #[must_use]
     pub fn generation(&self) -> u64 {
         match self {
-            Self::InLayer(_) | Self::InUnion(_) if self.changes() => {
+            Self::InLayer(_) | Self::InUnion(_) if self.changes() && !self.meta().is_dir() => {
                 let created = self.meta().created;
                 let seconds = created.seconds.unsigned_abs();
                 seconds.wrapping_mul(1_000_000_000).wrapping_add(created.nanoseconds.into())
