@@ -46,7 +46,7 @@ impl ImageDir {
             }
             "history" if image.has_config => {
                 let history = facts::history(image, self.layers.records());
-                Node::Text(Text::ready(history.into_bytes(), image.stored))
+                Node::Text(Text::ready(history.into_bytes(), image.stored).for_owner())
             }
             "damage" if !image.damage.is_empty() => Node::Text(Text::ready(facts::damage(&image.damage), image.stored)),
             "layers" if image.has_config => {
@@ -132,7 +132,7 @@ impl LayersDir {
     fn facts(&self, index: usize, chain: &ChainId, record: Option<&LayerRecord>) -> Node {
         let step = self.image.as_ref().and_then(|image| image.step_of(index));
         let content = facts::numbered_layer(self.shared.store.driver(), chain, record, index, step);
-        Node::Text(Text::ready(content, self.time))
+        Node::Text(Text::ready(content, self.time).for_owner())
     }
 
     fn tree(&self, chain: &ChainId, record: Option<&LayerRecord>) -> Result<Node> {

@@ -7,10 +7,14 @@ use crate::digest::{ContainerId, ImageId};
 use crate::error::Result;
 use crate::meta::{Kind, Meta, Timestamp};
 
+const FOR_ALL: u16 = 0o444;
+const FOR_OWNER: u16 = 0o400;
+
 /// A small file.
 #[derive(Debug, Clone)]
 pub struct Text {
     body: Body,
+    permissions: u16,
     time: Timestamp,
     size_bytes: u64,
 }
@@ -40,20 +44,30 @@ impl Text {
     #[must_use]
     pub fn ready(content: Vec<u8>, time: Timestamp) -> Self {
         let size_bytes = u64::try_from(content.len()).unwrap_or(u64::MAX);
-        Self { body: Body::Ready(content.into()), time, size_bytes }
+        Self { body: Body::Ready(content.into()), permissions: FOR_ALL, time, size_bytes }
+    }
+
+    /// The same file for its owner alone. What comes from configs may hold secrets, and the store keeps configs from
+    /// other users too.
+    #[must_use]
+    pub fn for_owner(self) -> Self {
+        Self { permissions: FOR_OWNER, ..self }
     }
 
     pub(super) fn image_config(shared: &Arc<Shared>, id: ImageId, size_bytes: u64, time: Timestamp) -> Self {
-        Self { body: Body::ImageConfig(Config { shared: Arc::clone(shared), id }), time, size_bytes }
+        let body = Body::ImageConfig(Config { shared: Arc::clone(shared), id });
+        Self { body, permissions: FOR_OWNER, time, size_bytes }
     }
 
     pub(super) fn container_config(shared: &Arc<Shared>, id: ContainerId, size_bytes: u64, time: Timestamp) -> Self {
-        Self { body: Body::ContainerConfig(Config { shared: Arc::clone(shared), id }), time, size_bytes }
+        let body = Body::ContainerConfig(Config { shared: Arc::clone(shared), id });
+        Self { body, permissions: FOR_OWNER, time, size_bytes }
     }
 
     pub(super) fn status(shared: &Arc<Shared>) -> Self {
         let time = shared.snapshot.read().catalogue.changed;
-        let mut text = Self { body: Body::Status(Config { shared: Arc::clone(shared), id: () }), time, size_bytes: 0 };
+        let body = Body::Status(Config { shared: Arc::clone(shared), id: () });
+        let mut text = Self { body, permissions: FOR_ALL, time, size_bytes: 0 };
         text.size_bytes = text.content().map_or(0, |content| u64::try_from(content.len()).unwrap_or(u64::MAX));
         text
     }
@@ -91,7 +105,7 @@ impl Text {
 
     /// The attributes as they were when the file was looked up.
     pub(super) fn meta(&self) -> Meta {
-        Meta::made_up(Kind::Regular, 0o444, self.time, self.size_bytes)
+        Meta::made_up(Kind::Regular, self.permissions, self.time, self.size_bytes)
     }
 
     /// The attributes as they are.
@@ -103,6 +117,6 @@ impl Text {
             return Ok(self.meta());
         }
         let size_bytes = u64::try_from(self.content()?.len()).unwrap_or(u64::MAX);
-        Ok(Meta::made_up(Kind::Regular, 0o444, self.time, size_bytes))
+        Ok(Meta::made_up(Kind::Regular, self.permissions, self.time, size_bytes))
     }
 }
