@@ -44,6 +44,11 @@ fn digits(text: &str) -> Option<[u8; 32]> {
     Some(bytes)
 }
 
+fn hex(bytes: &[u8; 32]) -> String {
+    let digit = |nibble: u8| char::from_digit(nibble.into(), 16).unwrap_or_default();
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 0xf)]).collect()
+}
+
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
         $(#[$doc])*
@@ -60,7 +65,7 @@ macro_rules! id {
             /// The 64 digits alone.
             #[must_use]
             pub fn hex(&self) -> String {
-                self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+                hex(&self.0)
             }
         }
 

@@ -155,19 +155,40 @@ impl Root {
         names_of(&self.open_dir(dir)?).map_err(Error::io(|| format!("list {}", self.shown(dir))))
     }
 
+    /// Opens a directory below, to read several of its small files.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; `None` where there is nothing.
+    pub fn folder(&self, path: &TreePath) -> Result<Option<Folder<'_>>> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match resolve(self.reading.as_fd(), path, flags, ResolveFlags::NO_XDEV) {
+            Ok(handle) => Ok(Some(Folder { root: self, path: path.clone(), handle })),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(Error::io(|| format!("open {}", self.shown(path)))(errno)),
+        }
+    }
+
     /// Opens a regular file for reading.
     ///
     /// # Errors
     /// [`Error::Damaged`] where it is no regular file; [`Error::Io`].
     pub fn open_file(&self, path: &TreePath) -> Result<File> {
+        let (dir, name) = self.parent(path).map_err(Error::io(|| format!("open {}", self.shown(path))))?;
+        match name {
+            Some(name) => self.open_file_in(dir.as_fd(), &name, path),
+            None => Err(Error::damaged(self.shown(path), "not a regular file")),
+        }
+    }
+
+    /// Opens a regular file of an open directory; `path` is for messages.
+    fn open_file_in(&self, dir: BorrowedFd<'_>, name: &Name, path: &TreePath) -> Result<File> {
         let doing = || format!("open {}", self.shown(path));
-        let seen = self.handle(path).map_err(Error::io(doing))?;
-        let before = raw_stat(seen.as_fd(), c"").map_err(Error::io(doing))?;
+        let before = raw_stat(dir, name.as_bytes()).map_err(Error::io(doing))?;
         if kind_of(before.stx_mode) != Kind::Regular {
             return Err(Error::damaged(self.shown(path), "not a regular file"));
         }
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = self.open_quietly(path, flags).map_err(Error::io(doing))?;
+        let file = open_quietly(dir, &TreePath::from(name.clone()), flags).map_err(Error::io(doing))?;
         let after = raw_stat(file.as_fd(), c"").map_err(Error::io(doing))?;
         let same = |x: &Statx| (x.stx_dev_major, x.stx_dev_minor, x.stx_ino, kind_of(x.stx_mode));
         if same(&before) != same(&after) {
@@ -180,19 +201,37 @@ impl Root {
     ///
     /// # Errors
     /// [`Error::Damaged`] where it is no regular file or of more than `limit_bytes`; [`Error::Io`].
-    pub fn read(&self, path: &TreePath, limit_bytes: u64) -> Result<Option<Vec<u8>>> {
-        let file = match self.open_file(path) {
+    pub fn read(&self, path: &TreePath, limit_bytes: usize) -> Result<Option<Vec<u8>>> {
+        self.content(self.open_file(path), path, limit_bytes)
+    }
+
+    fn content(&self, opened: Result<File>, path: &TreePath, limit_bytes: usize) -> Result<Option<Vec<u8>>> {
+        let file = match opened {
             Ok(file) => file,
             Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        let mut content = Vec::new();
-        file.take(limit_bytes.saturating_add(1))
-            .read_to_end(&mut content)
-            .map_err(Error::io(|| format!("read {}", self.shown(path))))?;
-        if u64::try_from(content.len()).is_ok_and(|size| size > limit_bytes) {
-            return Err(Error::damaged(self.shown(path), format!("larger than {limit_bytes} bytes")));
+        // Most files are of less than this, and then one call reads them: a regular file answers short at its end only.
+        const FIRST: usize = 512;
+        let mut content = vec![0; FIRST.min(limit_bytes.saturating_add(1))];
+        let mut filled = 0_usize;
+        while let Some(rest) = content.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+            let asked = rest.len();
+            let count = match (&file).read(rest) {
+                Ok(count) => count,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(Error::io(|| format!("read {}", self.shown(path)))(error)),
+            };
+            filled = filled.saturating_add(count);
+            if count < asked {
+                break;
+            }
+            if filled > limit_bytes {
+                return Err(Error::damaged(self.shown(path), format!("larger than {limit_bytes} bytes")));
+            }
+            content.resize(filled.saturating_mul(4).min(limit_bytes.saturating_add(1)), 0);
         }
+        content.truncate(filled);
         Ok(Some(content))
     }
 
@@ -291,16 +330,50 @@ impl Root {
 
     fn open_dir(&self, dir: &TreePath) -> Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        self.open_quietly(dir, flags).map_err(Error::io(|| format!("open {}", self.shown(dir))))
+        open_quietly(self.reading.as_fd(), dir, flags).map_err(Error::io(|| format!("open {}", self.shown(dir))))
+    }
+}
+
+/// A directory of a root, held open.
+#[derive(Debug)]
+pub struct Folder<'a> {
+    root: &'a Root,
+    path: TreePath,
+    handle: OwnedFd,
+}
+
+impl Folder<'_> {
+    /// The directory's own attributes.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn meta(&self) -> Result<Meta> {
+        stat_of(self.handle.as_fd(), c"")
+            .map_err(Error::io(|| format!("read the attributes of {}", self.root.shown(&self.path))))
     }
 
-    /// Opens without touching the access time where that is allowed (own files, or `CAP_FOWNER`).
-    fn open_quietly(&self, path: &TreePath, flags: OFlags) -> rustix::io::Result<OwnedFd> {
-        let open = |flags| resolve(self.reading.as_fd(), path, flags, ResolveFlags::NO_XDEV);
-        match open(flags | OFlags::NOATIME) {
-            Err(Errno::PERM) => open(flags),
-            answer => answer,
-        }
+    /// A file's path as messages name it.
+    #[must_use]
+    pub fn shown(&self, name: &Name) -> String {
+        self.root.shown(&self.path.join(name))
+    }
+
+    /// As [`Root::read`].
+    ///
+    /// # Errors
+    /// As [`Root::read`].
+    pub fn read(&self, name: &Name, limit_bytes: usize) -> Result<Option<Vec<u8>>> {
+        let path = self.path.join(name);
+        self.root.content(self.root.open_file_in(self.handle.as_fd(), name, &path), &path, limit_bytes)
+    }
+}
+
+/// Opens without touching the access time where that is allowed (own files, or `CAP_FOWNER`).
+fn open_quietly(dir: BorrowedFd<'_>, path: &TreePath, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let open = |flags| resolve(dir, path, flags, ResolveFlags::NO_XDEV);
+    match open(flags | OFlags::NOATIME) {
+        Err(Errno::PERM) => open(flags),
+        answer => answer,
     }
 }
 

@@ -166,7 +166,7 @@ pub enum Standing {
 }
 
 /// An image.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Image {
     /// The ID.
     pub id: ImageId,

@@ -105,10 +105,11 @@ fn is_name(text: &str) -> bool {
 
 fn layers(image: &Root, driver: &dyn Driver, container: &mut Container) -> Result<()> {
     let entry = path(&format!("{MOUNTS}/{}", container.id.hex()));
-    let changes: Option<CacheId> = layerdb::field(image, &entry, "mount-id")?;
-    let changes = changes.ok_or_else(|| Error::damaged(image.shown(&entry), "it has no mount-id"))?;
-    container.init = layerdb::field(image, &entry, "init-id")?;
-    container.parent = layerdb::field::<ChainId>(image, &entry, "parent")?;
+    let missing = |why| Error::damaged(image.shown(&entry), why);
+    let entry = image.folder(&entry)?.ok_or_else(|| missing("missing"))?;
+    let changes: CacheId = layerdb::field(&entry, "mount-id")?.ok_or_else(|| missing("it has no mount-id"))?;
+    container.init = layerdb::field(&entry, "init-id")?;
+    container.parent = layerdb::field::<ChainId>(&entry, "parent")?;
     container.changes = Some(changes.clone());
     driver.check(&changes)?;
     container.init.as_ref().map_or(Ok(()), |init| driver.check(init))

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::{JSON_MAX, blame, ids, layerdb, path};
+use super::{JSON_MAX, blame, ids, in_parallel, layerdb, path};
 use crate::digest::{ChainId, DiffId, ImageId};
 use crate::error::{Error, Result};
 use crate::meta::Timestamp;
@@ -52,30 +52,38 @@ pub(super) fn read(
     catalogue: &mut Catalogue,
 ) -> Result<()> {
     let stored: BTreeSet<ImageId> = ids(image, &path(CONTENT), ImageId::from_hex)?.into_iter().collect();
-    let parents: BTreeSet<ImageId> = stored.iter().filter_map(|id| parent(image, id)).collect();
     let referenced: BTreeSet<ImageId> = references.values().copied().collect();
-    let mut damage = Vec::new();
-    for id in stored.union(&referenced) {
-        let standing = match (referenced.contains(id), parents.contains(id)) {
-            (true, _) => Standing::Referenced,
-            (false, true) => Standing::Intermediate,
-            (false, false) => Standing::Dangling,
-        };
-        let unchanged = known.and_then(|known| known.images.get(id)).filter(|known| is_unchanged(image, known));
-        if let Some(found) = unchanged.filter(|found| found.standing == standing) {
-            let missing = missing_layers(catalogue, found);
-            if missing.is_empty() {
-                catalogue.images.insert(*id, Arc::clone(found));
-                continue;
+    let all: Vec<ImageId> = stored.union(&referenced).copied().collect();
+    let parents: BTreeSet<ImageId> = in_parallel(&all, |id| parent(image, id)).into_iter().flatten().collect();
+    let standing = |id: &ImageId| match (referenced.contains(id), parents.contains(id)) {
+        (true, _) => Standing::Referenced,
+        (false, true) => Standing::Intermediate,
+        (false, false) => Standing::Dangling,
+    };
+    let known = |id: &ImageId| known.and_then(|known| known.images.get(id));
+    let loaded = in_parallel(&all, |id| {
+        let sound = known(id).filter(|known| known.standing == standing(id) && is_unchanged(image, known));
+        match sound {
+            Some(known) => (Arc::clone(known), None),
+            None => {
+                let (image, outcome) = load(image, id, standing(id));
+                (Arc::new(image), outcome.err())
             }
         }
-        let (mut loaded, outcome) = load(image, id, standing);
-        let mut wrong: Vec<Damage> =
-            outcome.err().map(|error| Damage::from_error(image, &content_of(id), error)).into_iter().collect();
-        wrong.extend(missing_layers(catalogue, &loaded));
-        loaded.damage = wrong.iter().map(|damage| format!("{}: {}", damage.what, damage.why)).collect();
-        damage.extend(wrong.into_iter().map(|found| (found, *id)));
-        catalogue.images.insert(*id, Arc::new(loaded));
+    });
+    let mut damage = Vec::new();
+    for (found, error) in loaded {
+        let id = found.id;
+        let error = error.map(|error| Damage::from_error(image, &content_of(&id), error));
+        let wrong: Vec<Damage> = error.into_iter().chain(missing_layers(catalogue, &found)).collect();
+        let found = if wrong.is_empty() {
+            found
+        } else {
+            let sentences = wrong.iter().map(|damage| format!("{}: {}", damage.what, damage.why)).collect();
+            Arc::new(Image { damage: sentences, ..Image::clone(&found) })
+        };
+        damage.extend(wrong.into_iter().map(|wrong| (wrong, id)));
+        catalogue.images.insert(id, found);
     }
     blame(catalogue, damage);
     catalogue.references = references;
@@ -96,7 +104,8 @@ fn content_of(id: &ImageId) -> TreePath {
 /// Which image an image was built upon; only the classic builder and `commit` write it. An unreadable one labels
 /// nothing.
 fn parent(image: &Root, id: &ImageId) -> Option<ImageId> {
-    layerdb::field(image, &path(&format!("{METADATA}/{}", id.hex())), "parent").ok().flatten()
+    let folder = image.folder(&path(&format!("{METADATA}/{}", id.hex()))).ok().flatten()?;
+    layerdb::field(&folder, "parent").ok().flatten()
 }
 
 /// An image's config, byte for byte.

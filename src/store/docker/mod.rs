@@ -31,9 +31,9 @@ use crate::name::TreePath;
 use crate::root::{Root, Space};
 
 /// The largest JSON document that is read, in bytes.
-const JSON_MAX: u64 = 16 << 20;
+const JSON_MAX: usize = 16 << 20;
 /// The largest of layerdb's small files that is read, in bytes.
-const FIELD_MAX: u64 = 4096;
+const FIELD_MAX: usize = 4096;
 
 /// A data root with one graph driver.
 #[derive(Debug)]
@@ -108,6 +108,26 @@ fn ids<T>(root: &Root, dir: &TreePath, parse: impl Fn(&str) -> Option<T>) -> Res
     }
     let names = root.names(dir)?;
     Ok(names.iter().filter_map(|name| parse(std::str::from_utf8(name.as_bytes()).ok()?)).collect())
+}
+
+/// Does the same with each item on as many threads as there are CPUs, and keeps the order. Reading a store is mostly
+/// waiting for system calls on thousands of small files.
+fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    /// Fewer items than this are done sooner than a thread is started.
+    const WORTH_A_THREAD: usize = 64;
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from).min(8);
+    let share = items.len().div_ceil(cpus).max(WORTH_A_THREAD);
+    std::thread::scope(|scope| {
+        let work = &work;
+        let threads: Vec<_> =
+            items.chunks(share).map(|chunk| scope.spawn(move || chunk.iter().map(work).collect::<Vec<R>>())).collect();
+        let done = threads.into_iter().flat_map(|thread| match thread.join() {
+            Ok(results) => results,
+            // A panic belongs to whoever asked for the work.
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        done.collect()
+    })
 }
 
 impl Damage {
