@@ -2,7 +2,7 @@
 //!
 //! The library reads a container store from its directories alone: no daemon is asked, no kernel overlay is mounted
 //! and nothing is written. [`store::open`] finds out what a directory holds; [`view::View`] arranges it as the tree
-//! that users see; [`mount`](crate::mount) (feature `mount`) serves that tree through FUSE.
+//! that users see; `mount` (a feature) serves that tree through FUSE.
 //!
 //! Uses between the modules point one way, from the tree that users see to the host's files:
 //!

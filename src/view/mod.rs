@@ -1,10 +1,10 @@
 //! The tree that users see, as data: no inode numbers, no handles, no kernel.
 //!
 //! A [`View`] arranges one store. Its folders are [`Section`]s, a file here for each kind; a top-level folder is a
-//! file and a line in [`FOLDERS`]. Everything else in the tree is a [`Node`]: a small file, a symbolic link, or a
+//! file and a line in `FOLDERS`. Everything else in the tree is a [`Node`]: a small file, a symbolic link, or a
 //! place in a layer or a union.
 //!
-//! What the store holds is read again whenever its generation changes, and looked at through one [`Snapshot`] at a
+//! What the store holds is read again whenever its generation changes, and looked at through one `Snapshot` at a
 //! time, so a folder never shows half of two states.
 
 mod by_container;
