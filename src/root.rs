@@ -71,7 +71,15 @@ impl Root {
         let doing = || format!("open {}", path.display());
         let found = rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .map_err(Error::io(doing))?;
-        Self::of(path.to_owned(), found)
+        match open_once(found.as_fd(), b".", OFlags::PATH | OFlags::CLOEXEC, ResolveFlags::empty()) {
+            Err(Errno::NOSYS) => Err(Error::Unsupported {
+                what: path.display().to_string(),
+                why: "openat2(2) is missing, by which docker-fs keeps within the store: it needs Linux 5.6 or newer, \
+                      and no filter of system calls that takes it away (as systemd's RestrictSUIDSGID= does)"
+                    .to_owned(),
+            }),
+            _ => Self::of(path.to_owned(), found),
+        }
     }
 
     /// Opens a directory below as a root of its own. Other than all else here, this crosses mounts: a data root's
@@ -81,9 +89,19 @@ impl Root {
     /// [`Error::Io`], also where a part of `path` is a symbolic link.
     pub fn sub(&self, path: &TreePath) -> Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let found = resolve(self.found.as_fd(), path, flags, ResolveFlags::empty())
-            .map_err(Error::io(|| format!("open {}", self.shown(path))))?;
-        Self::of(self.host_path(path), found)
+        match resolve(self.found.as_fd(), path, flags, ResolveFlags::empty()) {
+            Ok(found) => Self::of(self.host_path(path), found),
+            Err(Errno::NOTDIR) if self.stat(path)?.is_some_and(|meta| meta.kind == Kind::Symlink) => {
+                Err(Error::Unsupported {
+                    what: self.shown(path),
+                    why:
+                        "a symbolic link, which is not followed, since it may lead anywhere; bind-mount the directory \
+                          there instead"
+                            .to_owned(),
+                })
+            }
+            Err(errno) => Err(Error::io(|| format!("open {}", self.shown(path)))(errno)),
+        }
     }
 
     fn of(path: PathBuf, found: OwnedFd) -> Result<Self> {
@@ -107,6 +125,15 @@ impl Root {
     pub fn shown(&self, path: &TreePath) -> String {
         let text = self.host_path(path).to_string_lossy().into_owned();
         if text.contains(char::is_control) { text.escape_debug().to_string() } else { text }
+    }
+
+    /// The directory's own attributes.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn meta(&self) -> Result<Meta> {
+        stat_of(self.reading.as_fd(), c"")
+            .map_err(Error::io(|| format!("read the attributes of {}", self.path.display())))
     }
 
     /// A path's attributes, of a symbolic link those of the link; `None` where there is nothing.
@@ -183,18 +210,23 @@ impl Root {
     /// Opens a regular file of an open directory; `path` is for messages.
     fn open_file_in(&self, dir: BorrowedFd<'_>, name: &Name, path: &TreePath) -> Result<File> {
         let doing = || format!("open {}", self.shown(path));
-        let before = raw_stat(dir, name.as_bytes()).map_err(Error::io(doing))?;
-        if kind_of(before.stx_mode) != Kind::Regular {
-            return Err(Error::damaged(self.shown(path), "not a regular file"));
-        }
+        let same = |x: &Statx, y: &Statx| {
+            (x.stx_dev_major, x.stx_dev_minor, x.stx_ino) == (y.stx_dev_major, y.stx_dev_minor, y.stx_ino)
+        };
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = open_quietly(dir, &TreePath::from(name.clone()), flags).map_err(Error::io(doing))?;
-        let after = raw_stat(file.as_fd(), c"").map_err(Error::io(doing))?;
-        let same = |x: &Statx| (x.stx_dev_major, x.stx_dev_minor, x.stx_ino, kind_of(x.stx_mode));
-        if same(&before) != same(&after) {
-            return Err(Error::Stale { what: self.shown(path) });
+        // Engines replace files by renaming: between looking and opening there may be another.
+        for _ in 0..RETRIES {
+            let before = raw_stat(dir, name.as_bytes()).map_err(Error::io(doing))?;
+            if kind_of(before.stx_mode) != Kind::Regular {
+                return Err(Error::damaged(self.shown(path), "not a regular file"));
+            }
+            let file = open_quietly(dir, &TreePath::from(name.clone()), flags).map_err(Error::io(doing))?;
+            let after = raw_stat(file.as_fd(), c"").map_err(Error::io(doing))?;
+            if same(&before, &after) && kind_of(after.stx_mode) == Kind::Regular {
+                return Ok(File::from(file));
+            }
         }
-        Ok(File::from(file))
+        Err(Error::Stale { what: self.shown(path) })
     }
 
     /// The content of a small regular file, `None` where there is nothing.

@@ -154,6 +154,14 @@ impl Store for OneImage {
         Ok(Layer::new(LayerId::of(id.as_str()), tree, Whiteouts::Overlay(Prefix::Trusted)))
     }
 
+    fn layers_generation(&self) -> Result<Generation> {
+        self.generation()
+    }
+
+    fn stands(&self, _: &LayerRecord) -> Result<bool> {
+        Ok(true)
+    }
+
     fn space(&self) -> Result<Space> {
         MemTree::default().space()
     }

@@ -24,7 +24,12 @@ pub(super) fn start(level: LevelFilter, file: Option<&Path>) -> Result<(), Failu
     match std::env::var(VARIABLE) {
         Ok(filters) => builder.parse_filters(&filters),
         // The FUSE library logs each request itself; the mount does it better.
-        Err(_) => builder.filter_level(level.min(LevelFilter::Warn)).filter_module("docker_fs", level),
+        Err(_) => {
+            let others = level.min(LevelFilter::Warn);
+            // It calls it an error that a reader was killed before the answer came.
+            let fuser = if level >= LevelFilter::Debug { others } else { LevelFilter::Off };
+            builder.filter_level(others).filter_module("fuser", fuser).filter_module("docker_fs", level)
+        }
     };
     let stamped = file.is_some();
     if let Some(path) = file {

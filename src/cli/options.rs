@@ -18,6 +18,7 @@ const MEANINGLESS: &[&str] = &[
     "async",
     "atime",
     "auto",
+    "default_permissions",
     "defaults",
     "dev",
     "diratime",
@@ -28,6 +29,7 @@ const MEANINGLESS: &[&str] = &[
     "nodev",
     "nodiratime",
     "nofail",
+    "nonempty",
     "norelatime",
     "nostrictatime",
     "nosuid",
@@ -94,7 +96,7 @@ impl Options {
             "threads" => self.threads = Some(threads(name, value)?),
             "kind" => self.kind = Some(wanted(name, value)?.to_owned()),
             "log_file" => self.log_file = Some(PathBuf::from(wanted(name, value)?)),
-            "comment" => {}
+            "comment" | "subtype" => {}
             _ if name.starts_with("x-") || name.starts_with("X-") => {}
             _ if MEANINGLESS.contains(&name) => no_value(name, value)?,
             _ => return Err(format!("unknown option -o {name}")),

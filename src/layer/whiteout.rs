@@ -29,6 +29,11 @@ pub const OCI_WHITEOUT: &[u8] = b".wh.";
 /// The name that makes the directory holding it opaque (OCI image specification, layer.md, "Opaque Whiteout").
 pub const OCI_OPAQUE: &[u8] = b".wh..wh..opq";
 
+/// The longest redirect that is followed, in bytes: as long as a path can be. The kernel writes at most 256 by default.
+const REDIRECT_MAX: usize = 4096;
+/// The most components of a redirect that are followed. Each is looked up in each layer.
+const REDIRECT_DEPTH: usize = 256;
+
 /// The smallest metacopy value that is not empty: its header (`fs/overlayfs/overlayfs.h`), in bytes.
 const METACOPY_HEADER: usize = 4;
 
@@ -179,10 +184,11 @@ impl Whiteouts {
 }
 
 impl Redirect {
-    /// Reads a stored value as `ovl_get_redirect_xattr()` does; `None` where that says `EINVAL`.
+    /// Reads a stored value as `ovl_get_redirect_xattr()` does; `None` where that says `EINVAL`, and for values so long
+    /// that following them would keep a thread busy for minutes.
     #[must_use]
     pub fn parse(value: &[u8]) -> Option<Self> {
-        if value.is_empty() {
+        if value.is_empty() || value.len() > REDIRECT_MAX {
             return None;
         }
         // The kernel treats the value as a string: it ends at a NUL.
@@ -190,7 +196,8 @@ impl Redirect {
         match text.strip_prefix(b"/") {
             Some(path) => {
                 let parts: Vec<Vec<u8>> = path.split(|b| *b == b'/').map(<[u8]>::to_vec).collect();
-                parts.iter().all(|part| !part.is_empty()).then_some(Self::Absolute(parts))
+                let is_path = parts.len() <= REDIRECT_DEPTH && parts.iter().all(|part| !part.is_empty());
+                is_path.then_some(Self::Absolute(parts))
             }
             None if text.contains(&b'/') => None,
             None => Some(Self::Sibling(text.to_vec())),

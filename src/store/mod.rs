@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use crate::digest::{CacheId, ChainId, ContainerId, DiffId, ImageId};
 use crate::error::{Error, Result};
@@ -93,6 +94,20 @@ pub trait Store: Debug + Send + Sync {
     /// [`Error::Damaged`] where the directory is not there.
     fn layer(&self, id: &CacheId) -> Result<Layer>;
 
+    /// A state of the folders that list the layers: while it is the same, no layer has gone. Cheap enough for every
+    /// request.
+    ///
+    /// # Errors
+    /// Where the store could not be looked at.
+    fn layers_generation(&self) -> Result<Generation>;
+
+    /// Whether a layer is still listed as it was, and its directory is there. Engines strike a layer off the list
+    /// before they remove what is in it.
+    ///
+    /// # Errors
+    /// Where the store could not be looked at.
+    fn stands(&self, record: &LayerRecord) -> Result<bool>;
+
     /// What the file system that holds the layers says of its space.
     ///
     /// # Errors
@@ -123,6 +138,19 @@ impl Generation {
     #[must_use]
     pub fn of(stamps: Vec<Stamp>) -> Self {
         Self(stamps)
+    }
+
+    /// Whether another change after this could have gone unseen: file systems note times by ticks of some
+    /// milliseconds, and two changes within one leave the same stamp.
+    #[must_use]
+    pub fn is_fresh(&self) -> bool {
+        const TICK: Duration = Duration::from_millis(20);
+        let Ok(now) = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH) else { return false };
+        self.0.iter().any(|stamp| {
+            let changed =
+                Duration::new(u64::try_from(stamp.changed.seconds).unwrap_or_default(), stamp.changed.nanoseconds);
+            now < changed.saturating_add(TICK)
+        })
     }
 }
 

@@ -14,13 +14,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::image::{Layers, LayersDir};
-use super::{Link, Node, Section, Shared, Snapshot, Text, UnionNode, facts, meant_id};
+use super::{Link, Node, Section, Shared, Snapshot, Text, facts, meant_id, undamaged};
 use crate::digest::{CacheId, ContainerId};
 use crate::error::{Error, Result};
 use crate::meta::Timestamp;
 use crate::name::Name;
 use crate::store::{Catalogue, Container, Image};
-use crate::union::Union;
 
 /// The folder of containers.
 pub(super) fn by_container(shared: &Arc<Shared>) -> Node {
@@ -31,7 +30,9 @@ pub(super) fn by_container(shared: &Arc<Shared>) -> Node {
 pub(super) fn names(catalogue: &Catalogue) -> BTreeMap<Name, ContainerId> {
     let mut names = BTreeMap::new();
     for container in catalogue.containers.values() {
-        let own = container.name.as_ref().map(|name| Name::escaped(name.as_bytes()));
+        let is_id =
+            |name: &&String| ContainerId::from_hex(name).is_some_and(|id| catalogue.containers.contains_key(&id));
+        let own = container.name.as_ref().filter(|name| !is_id(name)).map(|name| Name::escaped(name.as_bytes()));
         let name = own.filter(|name| !names.contains_key(name));
         names.insert(name.unwrap_or_else(|| Name::escaped(container.id.hex().as_bytes())), container.id);
     }
@@ -116,7 +117,7 @@ impl ContainerDir {
     }
 
     fn own(&self, id: &CacheId) -> Result<Node> {
-        self.shared.layer_root(self.shared.store.layer(id)?.changing())
+        self.shared.own_root(id)
     }
 
     fn layers(&self) -> Node {
@@ -128,16 +129,11 @@ impl ContainerDir {
         if let Some(why) = container.damage.first() {
             return Err(Error::damaged(format!("container {}", container.id), why.clone()));
         }
-        let mut layers = Vec::new();
-        for id in container.changes.iter().chain(&container.init) {
-            layers.push(Arc::new(self.shared.store.layer(id)?.changing()));
-        }
-        for record in self.layers.records().rev() {
-            let record =
-                record.ok_or_else(|| Error::damaged(format!("container {}", container.id), "a layer is gone"))?;
-            layers.push(Arc::new(self.shared.layer(record)?));
-        }
-        UnionNode::root(Union::new(layers))
+        let own = container.changes.iter().chain(&container.init);
+        let own = own.map(|id| Ok(Arc::new(self.shared.store.layer(id)?.changing()))).collect::<Result<_>>()?;
+        let gone = || Error::damaged(format!("container {}", container.id), "a layer of its image is gone");
+        let records = self.layers.records().rev().map(|record| record.cloned().ok_or_else(gone));
+        self.shared.union_root(own, records.collect::<Result<_>>()?)
     }
 }
 
@@ -162,7 +158,11 @@ impl Section for ContainerDir {
 
     fn list(&self) -> Result<Vec<(Name, Node)>> {
         // What is damaged is not listed; the damage file says what is wrong.
-        let entry = |name: &&str| Some((Name::escaped(name.as_bytes()), self.entry(name).ok()??));
-        Ok(ENTRIES.iter().filter_map(entry).collect())
+        let mut entries = Vec::with_capacity(ENTRIES.len());
+        for name in ENTRIES {
+            let node = undamaged(self.entry(name))?.flatten();
+            entries.extend(node.map(|node| (Name::escaped(name.as_bytes()), node)));
+        }
+        Ok(entries)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Link, Node, Section, Shared, Snapshot, Text, facts, meant_id};
+use super::{Link, Node, Section, Shared, Snapshot, Text, facts, meant_id, undamaged};
 use crate::digest::{ChainId, DiffId};
 use crate::error::Result;
 use crate::meta::Timestamp;
@@ -58,7 +58,7 @@ impl ByLayer {
 
     fn tree(&self, snapshot: &Snapshot, chain: &ChainId) -> Result<Option<Node>> {
         let Some(record) = snapshot.catalogue.layers.get(chain) else { return Ok(None) };
-        self.shared.layer_root(self.shared.layer(record)?).map(Some)
+        self.shared.layer_root(record).map(Some)
     }
 }
 
@@ -93,7 +93,7 @@ impl Section for ByLayer {
         let mut entries = Vec::new();
         for (hex, chain) in self.all(&snapshot) {
             // A damaged layer has facts, which say what is wrong, and no tree.
-            if let Ok(Some(tree)) = self.tree(&snapshot, &chain) {
+            if let Some(tree) = undamaged(self.tree(&snapshot, &chain))?.flatten() {
                 entries.push((Name::escaped(hex.as_bytes()), tree));
             }
             entries.push((Name::escaped(format!("{hex}.json").as_bytes()), self.facts(&snapshot, &chain)));

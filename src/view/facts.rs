@@ -93,7 +93,7 @@ pub(super) fn history<'a>(image: &Image, records: impl Iterator<Item = Option<&'
     let size =
         |index: usize| sizes.get(index).copied().flatten().map_or_else(|| "-".to_owned(), |size| size.to_string());
     let row = |layer: &str, size: &str, created: &str, command: &str| {
-        let created = if created.is_empty() { "-" } else { created };
+        let created = if created.is_empty() { "-".to_owned() } else { created.escape_debug().to_string() };
         format!("{layer:<5}  {size:>12}  {created:<30}  {}\n", command.escape_debug())
     };
     let mut text = row("LAYER", "SIZE", "CREATED", "COMMAND");

@@ -11,7 +11,7 @@
 
 use std::sync::Arc;
 
-use super::{Link, Node, Section, Shared, Snapshot, Text, facts};
+use super::{Link, Node, Section, Shared, Snapshot, Text, facts, undamaged};
 use crate::digest::{CacheId, ChainId, ImageId};
 use crate::error::{Error, Result};
 use crate::meta::Timestamp;
@@ -45,7 +45,7 @@ impl ImageDir {
                 Node::Text(Text::image_config(&self.shared, image.id, image.config_bytes, image.stored))
             }
             "history" if image.has_config => {
-                let history = facts::history(image, self.layers.records());
+                let history = facts::history(image, self.layers.records().map(|record| record.map(Arc::as_ref)));
                 Node::Text(Text::ready(history.into_bytes(), image.stored).for_owner())
             }
             "damage" if !image.damage.is_empty() => Node::Text(Text::ready(facts::damage(&image.damage), image.stored)),
@@ -97,8 +97,8 @@ impl Layers {
     }
 
     /// The records, bottom first.
-    pub(super) fn records(&self) -> impl DoubleEndedIterator<Item = Option<&LayerRecord>> {
-        self.0.iter().map(|(_, record)| record.as_deref())
+    pub(super) fn records(&self) -> impl DoubleEndedIterator<Item = Option<&Arc<LayerRecord>>> {
+        self.0.iter().map(|(_, record)| record.as_ref())
     }
 
     /// What tells a directory of layers from another at the same path: also whether a layer moved to another
@@ -135,9 +135,9 @@ impl LayersDir {
         Node::Text(Text::ready(content, self.time).for_owner())
     }
 
-    fn tree(&self, chain: &ChainId, record: Option<&LayerRecord>) -> Result<Node> {
+    fn tree(&self, chain: &ChainId, record: Option<&Arc<LayerRecord>>) -> Result<Node> {
         let record = record.ok_or_else(|| Error::damaged(format!("layer {chain}"), "the store does not list it"))?;
-        self.shared.layer_root(self.shared.layer(record)?)
+        self.shared.layer_root(record)
     }
 }
 
@@ -162,7 +162,7 @@ impl Section for LayersDir {
             return Ok(None);
         };
         if text == digits {
-            self.tree(chain, record.as_deref()).map(Some)
+            self.tree(chain, record.as_ref()).map(Some)
         } else {
             Ok(Some(self.facts(index, chain, record.as_deref())))
         }
@@ -172,7 +172,7 @@ impl Section for LayersDir {
         let mut entries = Vec::with_capacity(self.layers.0.len().saturating_mul(2));
         for (index, (chain, record)) in self.layers.0.iter().enumerate() {
             // A damaged layer has facts, which say what is wrong, and no tree.
-            if let Ok(tree) = self.tree(chain, record.as_deref()) {
+            if let Some(tree) = undamaged(self.tree(chain, record.as_ref()))? {
                 entries.push((Name::escaped(index.to_string().as_bytes()), tree));
             }
             let facts = self.facts(index, chain, record.as_deref());

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
+use super::footing::Footing;
 use super::node::{XattrSource, wrong_kind};
 use super::{Identity, Node};
 use crate::error::{Error, Result};
@@ -32,6 +33,7 @@ pub struct LayerNode {
     meta: Meta,
     role: Role,
     form: Form,
+    footing: Arc<Footing>,
 }
 
 /// What a file in a layer's own tree is.
@@ -48,29 +50,29 @@ impl LayerNode {
     ///
     /// # Errors
     /// [`Error::Damaged`] where its directory is gone.
-    pub fn root(layer: Arc<Layer>, form: Form) -> Result<Node> {
+    pub(super) fn root(layer: Arc<Layer>, form: Form, footing: Arc<Footing>) -> Result<Node> {
         let path = TreePath::root();
         let meta = layer.tree().stat(&path)?.ok_or_else(|| Error::damaged("a layer", "its directory is gone"))?;
-        Ok(Node::InLayer(Self { layer, path, meta, role: Role::Stored, form }))
+        Ok(Node::InLayer(Self { layer, path, meta, role: Role::Stored, form, footing }))
     }
 
     fn stored(&self, path: TreePath, mut meta: Meta) -> Self {
         meta.bare &= !self.layer.changes();
-        Self { layer: Arc::clone(&self.layer), path, meta, role: Role::Stored, form: self.form }
+        Self { path, meta, role: Role::Stored, ..self.clone() }
     }
 
     /// The mark of a deletion. Docker writes overlay2's marks with mode 0600 and the owner and times of the stored one
     /// (`overlayWhiteoutConverter` in moby's pkg/archive).
     fn deletion(&self, path: TreePath, stored: &Meta) -> Self {
         let mark = Meta { permissions: 0o600, ..mark_of(stored) };
-        Self { layer: Arc::clone(&self.layer), path, meta: mark, role: Role::Mark, form: self.form }
+        Self { path, meta: mark, role: Role::Mark, ..self.clone() }
     }
 
     /// The mark of an opaque directory: Docker gives it the permissions, owner and times of the directory.
     fn opaque_mark(&self, dir: &Meta) -> Self {
         let path = Name::new(OCI_OPAQUE).map_or_else(|| self.path.clone(), |name| self.path.join(&name));
         let meta = Meta { permissions: dir.permissions & 0o777, ..mark_of(dir) };
-        Self { layer: Arc::clone(&self.layer), path, meta, role: Role::Mark, form: self.form }
+        Self { path, meta, role: Role::Mark, ..self.clone() }
     }
 
     /// The attributes as they were when the node was looked up.
@@ -98,7 +100,7 @@ impl LayerNode {
     /// `EINVAL` where this is none.
     pub(super) fn read_link(&self) -> Result<Vec<u8>> {
         match self.role {
-            Role::Stored => self.layer.tree().read_link(&self.path),
+            Role::Stored => self.footing.settle(self.layer.tree().read_link(&self.path)),
             Role::Mark => Err(wrong_kind("read a link", Errno::INVAL)),
         }
     }
@@ -109,7 +111,7 @@ impl LayerNode {
     /// Where it could not be opened.
     pub(super) fn open(&self) -> Result<Box<dyn ReadAt>> {
         match self.role {
-            Role::Stored => self.layer.tree().open(&self.path),
+            Role::Stored => self.footing.settle(self.layer.tree().open(&self.path)),
             Role::Mark => Ok(Box::new(Vec::new())),
         }
     }
@@ -117,7 +119,12 @@ impl LayerNode {
     /// The stored file whose extended attributes this node has.
     pub(super) fn xattr_source(&self) -> Option<XattrSource<'_>> {
         let can_have = self.role == Role::Stored && !self.meta.bare;
-        can_have.then_some((self.layer.as_ref(), &self.path, self.form))
+        can_have.then_some(XattrSource {
+            layer: &self.layer,
+            path: &self.path,
+            form: self.form,
+            footing: &self.footing,
+        })
     }
 
     /// What a name in this directory stands for.
@@ -125,6 +132,10 @@ impl LayerNode {
     /// # Errors
     /// Where the layer could not be read.
     pub(super) fn lookup(&self, name: &Name) -> Result<Option<Self>> {
+        self.footing.settle(self.find(name))
+    }
+
+    fn find(&self, name: &Name) -> Result<Option<Self>> {
         if self.form == Form::Oci {
             if name.as_bytes() == OCI_OPAQUE && self.layer.is_opaque(&self.path, &self.meta)? {
                 return Ok(Some(self.opaque_mark(&self.meta)));
@@ -151,6 +162,10 @@ impl LayerNode {
     /// # Errors
     /// Where the layer could not be read.
     pub(super) fn list(&self) -> Result<Vec<(Name, Self)>> {
+        self.footing.settle(self.entries())
+    }
+
+    fn entries(&self) -> Result<Vec<(Name, Self)>> {
         let mut stored = self.layer.tree().list(&self.path)?;
         stored.sort_by(|(a, _), (b, _)| a.cmp(b));
         if self.form == Form::Stored {

@@ -3,11 +3,13 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use rustix::io::Errno;
 
+use super::footing::Footing;
 use super::node::{XattrSource, wrong_kind};
 use super::{Form, Identity, Node};
 use crate::error::{Error, Result};
@@ -23,7 +25,21 @@ pub struct UnionNode {
     member: Member,
     /// The path in a union that changes, empty in others.
     path: TreePath,
+    /// What the node stood for when it was looked up last; only in a union that changes.
+    latest: Option<Arc<Mutex<Latest>>>,
+    footing: Arc<Footing>,
 }
+
+/// What a node of a container's union stands for, and when that was seen; guarded so as to be replaced.
+#[derive(Debug, Clone)]
+struct Latest {
+    member: Member,
+    seen: Instant,
+}
+
+/// How long what was seen of a container's union counts. Each path that a user types is looked up anew from the union's
+/// root; this is for those who hold a directory open, and lets a walk not look up a directory again for each request.
+const TRUSTED: Duration = Duration::from_millis(50);
 
 /// What was warned of, so that walking a tree again does not say it again; no more than [`WARNINGS_MAX`].
 static WARNED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
@@ -42,22 +58,39 @@ impl UnionNode {
     ///
     /// # Errors
     /// [`Error::Damaged`] where its top layer's directory is gone, or there are no layers.
-    pub fn root(union: Union) -> Result<Node> {
-        let member = union.root()?.ok_or_else(|| Error::damaged("a union", "it has no layers"))?;
-        Ok(Node::InUnion(Self { union: Arc::new(union), member, path: TreePath::root() }))
+    pub(super) fn root(union: Union, footing: Arc<Footing>) -> Result<Node> {
+        let root = union.root().and_then(|root| root.ok_or_else(|| Error::damaged("a union", "it has no layers")));
+        let member = footing.settle(root)?;
+        Ok(Node::InUnion(Self::new(&Arc::new(union), member, TreePath::root(), &footing)))
+    }
+
+    fn new(union: &Arc<Union>, member: Member, path: TreePath, footing: &Arc<Footing>) -> Self {
+        let latest = || Arc::new(Mutex::new(Latest { member: member.clone(), seen: Instant::now() }));
+        let latest = union.changes().then(latest);
+        Self { union: Arc::clone(union), member, path, latest, footing: Arc::clone(footing) }
     }
 
     fn child(&self, name: &Name, member: Member) -> Self {
         let path = if self.union.changes() { self.path.join(name) } else { TreePath::root() };
-        Self { union: Arc::clone(&self.union), member, path }
+        Self::new(&self.union, member, path, &self.footing)
     }
 
     /// What the node stands for as the layers are. In a container's union a directory of an image's layer is joined by
     /// one of the container's at any time.
     fn current(&self) -> Result<Cow<'_, Member>> {
-        if !self.changes() {
+        let Some(latest) = self.latest.as_ref().filter(|_| self.changes()) else {
             return Ok(Cow::Borrowed(&self.member));
+        };
+        let known = latest.lock().clone();
+        if known.seen.elapsed() < TRUSTED {
+            return Ok(Cow::Owned(known.member));
         }
+        let member = self.looked_up_again()?;
+        *latest.lock() = Latest { member: member.clone(), seen: Instant::now() };
+        Ok(Cow::Owned(member))
+    }
+
+    fn looked_up_again(&self) -> Result<Member> {
         let stale = || Error::Stale { what: format!("{:?}", self.path) };
         let mut member = self.union.root()?.ok_or_else(stale)?;
         for name in self.path.components().filter_map(Name::new) {
@@ -66,7 +99,7 @@ impl UnionNode {
         }
         let (known, found) = (self.member.meta(), member.meta());
         let same = known.kind == found.kind && (known.is_dir() || known.inode == found.inode);
-        if same { Ok(Cow::Owned(member)) } else { Err(stale()) }
+        if same { Ok(member) } else { Err(stale()) }
     }
 
     /// Whether what this node stands for may change.
@@ -88,7 +121,7 @@ impl UnionNode {
     /// `EINVAL` where this is none.
     pub(super) fn read_link(&self) -> Result<Vec<u8>> {
         let (layer, path) = self.source()?;
-        layer.tree().read_link(path)
+        self.footing.settle(layer.tree().read_link(path))
     }
 
     /// The stored file whose extended attributes this node has.
@@ -100,7 +133,7 @@ impl UnionNode {
             return Ok(None);
         }
         let (layer, path) = self.source()?;
-        Ok(Some((layer, path, Form::Oci)))
+        Ok(Some(XattrSource { layer, path, form: Form::Oci, footing: &self.footing }))
     }
 
     fn source(&self) -> Result<(&Arc<Layer>, &TreePath)> {
@@ -124,7 +157,7 @@ impl UnionNode {
     /// Where it could not be opened.
     pub(super) fn open(&self) -> Result<Box<dyn ReadAt>> {
         match self.current()?.as_ref() {
-            Member::File(file, _) => self.union.open(file),
+            Member::File(file, _) => self.footing.settle(self.union.open(file)),
             Member::Dir(..) => Err(wrong_kind("open a directory", Errno::ISDIR)),
         }
     }
@@ -135,7 +168,10 @@ impl UnionNode {
     /// As [`Union::lookup`].
     pub(super) fn lookup(&self, name: &Name) -> Result<Option<Self>> {
         match self.current()?.as_ref() {
-            Member::Dir(dir, _) => Ok(self.union.lookup(dir, name)?.map(|member| self.child(name, member))),
+            Member::Dir(dir, _) => {
+                let found = self.footing.settle(self.union.lookup(dir, name))?;
+                Ok(found.map(|member| self.child(name, member)))
+            }
             Member::File(..) => Err(wrong_kind("look up a name in a file", Errno::NOTDIR)),
         }
     }
@@ -149,7 +185,7 @@ impl UnionNode {
         let Member::Dir(dir, _) = current.as_ref() else {
             return Err(wrong_kind("list a file", Errno::NOTDIR));
         };
-        let Listing { members, refused } = self.union.list(dir)?;
+        let Listing { members, refused } = self.footing.settle(self.union.list(dir))?;
         for error in refused {
             warn_once(format!("not shown: {error}"));
         }
@@ -165,6 +201,6 @@ impl UnionNode {
     /// # Errors
     /// [`Error::Stale`] where the file is gone, or another has its name.
     pub(super) fn fresh_meta(&self) -> Result<Meta> {
-        Ok(*self.current()?.meta())
+        Ok(if self.changes() { *self.looked_up_again()?.meta() } else { *self.meta() })
     }
 }

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::names::{Found, Path, target};
-use super::{Link, Node, Section, Shared, Snapshot, meant_id};
+use super::{Link, Node, Section, Shared, Snapshot, meant_id, undamaged};
 use crate::digest::{ChainId, ImageId};
 use crate::error::{Error, Result};
 use crate::meta::Timestamp;
@@ -39,7 +39,7 @@ impl Merged {
             return Err(Error::damaged(format!("image {id}"), why.clone()));
         }
         match image.top() {
-            Some(top) => self.shared.union_root(&snapshot.catalogue, &top).map(Some),
+            Some(top) => self.shared.union_root(Vec::new(), snapshot.catalogue.stack(&top)?).map(Some),
             None => Ok(Some(Node::Section(Arc::new(Empty(image.stored))))),
         }
     }
@@ -70,7 +70,7 @@ impl Merged {
         let text = std::str::from_utf8(typed.as_bytes()).unwrap_or_default();
         let chain = ChainId::from_hex(text.strip_prefix("sha256:").unwrap_or(text));
         match chain.filter(|chain| self.path.is_empty() && snapshot.catalogue.layers.contains_key(chain)) {
-            Some(chain) => self.shared.union_root(&snapshot.catalogue, &chain).map(Some),
+            Some(chain) => self.shared.union_root(Vec::new(), snapshot.catalogue.stack(&chain)?).map(Some),
             None => Ok(None),
         }
     }
@@ -93,21 +93,20 @@ impl Section for Merged {
         let snapshot = self.shared.current();
         let path = self.below(name);
         let link = |place: &Path| Node::Link(Link::new(target(&self.path, place), snapshot.catalogue.changed));
+        // Before all others: links of the view lead to IDs, and a repository may have a name that looks like one.
+        if let Some(node) = self.by_id(&snapshot, name)? {
+            return Ok(Some(node));
+        }
         match snapshot.merged.find(&path) {
             Some(Found::Image(id)) => self.image(&snapshot, &id),
             Some(Found::Directory) => Ok(Some(self.directory(path))),
             Some(Found::Alias(place)) => Ok(Some(link(&place))),
-            None => {
-                if let Some(node) = self.by_id(&snapshot, name)? {
-                    return Ok(Some(node));
-                }
-                match self.alias(&snapshot, name, &path) {
-                    Some(place) => Ok(Some(link(&place))),
-                    // The way to a digest of a repository that no tag leads through.
-                    None if snapshot.digests.is_directory(&path) => Ok(Some(self.directory(path))),
-                    None => self.chain(&snapshot, name),
-                }
-            }
+            None => match self.alias(&snapshot, name, &path) {
+                Some(place) => Ok(Some(link(&place))),
+                // The way to a digest of a repository that no tag leads through.
+                None if snapshot.digests.is_directory(&path) => Ok(Some(self.directory(path))),
+                None => self.chain(&snapshot, name),
+            },
         }
     }
 
@@ -117,7 +116,7 @@ impl Section for Merged {
         for (name, id) in snapshot.merged.list(&self.path) {
             let node = match id {
                 // The union of a damaged image would be wrong; status and the image's directory say why it is absent.
-                Some(id) => self.image(&snapshot, &id).ok().flatten(),
+                Some(id) => undamaged(self.image(&snapshot, &id))?.flatten(),
                 None => Some(self.directory(self.below(&name))),
             };
             entries.extend(node.map(|node| (name, node)));

@@ -11,6 +11,7 @@ mod by_container;
 mod by_image;
 mod by_layer;
 mod facts;
+mod footing;
 mod image;
 mod in_layer;
 mod in_union;
@@ -27,7 +28,7 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 
-use crate::digest::{ChainId, DiffId, ImageId};
+use crate::digest::{CacheId, ChainId, DiffId, ImageId};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::meta::Timestamp;
@@ -36,6 +37,7 @@ use crate::root::Space;
 use crate::store::{Catalogue, Damage, Generation, LayerRecord, Store};
 use crate::union::Union;
 
+use footing::Footing;
 pub use in_layer::{Form, LayerNode};
 pub use in_union::UnionNode;
 use names::NameTree;
@@ -108,6 +110,8 @@ struct Shared {
 #[derive(Debug)]
 struct Snapshot {
     generation: Generation,
+    /// Whether no change can have gone unseen since the generation was taken.
+    is_settled: bool,
     catalogue: Catalogue,
     tags: NameTree,
     digests: NameTree,
@@ -169,10 +173,10 @@ impl Shared {
     fn current(&self) -> Arc<Snapshot> {
         let known = Arc::clone(&self.snapshot.read());
         match self.store.generation() {
-            Ok(generation) if generation == known.generation => known,
+            Ok(generation) if generation == known.generation && known.is_settled => known,
             Ok(_) => match Snapshot::read(self.store.as_ref(), Some(&known.catalogue)) {
                 Ok(fresh) => {
-                    log::info!("the store changed and was read again");
+                    log::debug!("the store changed and was read again");
                     let damage = &fresh.catalogue.damage;
                     for new in damage.iter().filter(|damage| !known.catalogue.damage.contains(damage)) {
                         log::warn!("{}: {}", new.what, new.why);
@@ -202,20 +206,35 @@ impl Shared {
         }
     }
 
-    /// The layers of a chain, top first.
-    fn stack(&self, catalogue: &Catalogue, top: &ChainId) -> Result<Vec<Arc<Layer>>> {
-        let records = catalogue.stack(top)?;
-        records.iter().map(|record| self.layer(record).map(Arc::new)).collect()
+    /// The root of the union of these layers, top first, under a container's own where there are any.
+    fn union_root(self: &Arc<Self>, own: Vec<Arc<Layer>>, records: Vec<Arc<LayerRecord>>) -> Result<Node> {
+        let below = records.iter().map(|record| self.layer(record).map(Arc::new)).collect::<Result<Vec<_>>>()?;
+        let union = Union::new(own.into_iter().chain(below).collect::<Vec<_>>());
+        UnionNode::root(union, Footing::new(self, records))
     }
 
-    /// The root of the union of a chain.
-    fn union_root(&self, catalogue: &Catalogue, top: &ChainId) -> Result<Node> {
-        UnionNode::root(Union::new(self.stack(catalogue, top)?))
+    /// The root of one image layer's own tree.
+    fn layer_root(self: &Arc<Self>, record: &Arc<LayerRecord>) -> Result<Node> {
+        let footing = Footing::new(self, vec![Arc::clone(record)]);
+        LayerNode::root(Arc::new(self.layer(record)?), self.options.whiteouts, footing)
     }
 
-    /// The root of one layer's own tree.
-    fn layer_root(&self, layer: Layer) -> Result<Node> {
-        LayerNode::root(Arc::new(layer), self.options.whiteouts)
+    /// The root of a container's own layer.
+    fn own_root(self: &Arc<Self>, id: &CacheId) -> Result<Node> {
+        let layer = self.store.layer(id)?.changing();
+        LayerNode::root(Arc::new(layer), self.options.whiteouts, Footing::new(self, Vec::new()))
+    }
+}
+
+/// What a listing shows of something that may be damaged: nothing, then, since the files beside it say what is wrong.
+///
+/// # Errors
+/// All others: what cannot be read for the moment must not be missing from a listing that the kernel keeps.
+fn undamaged<T>(node: Result<T>) -> Result<Option<T>> {
+    match node {
+        Ok(node) => Ok(Some(node)),
+        Err(Error::Damaged { .. }) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -223,6 +242,7 @@ impl Snapshot {
     fn read(store: &dyn Store, known: Option<&Catalogue>) -> Result<Self> {
         // Taken first: what changes while the catalogue is read shows as another generation the next time.
         let generation = store.generation()?;
+        let is_settled = !generation.is_fresh();
         let catalogue = store.catalogue(known)?;
         let mut diffs = BTreeMap::new();
         for (chain, record) in &catalogue.layers {
@@ -253,6 +273,7 @@ impl Snapshot {
             diffs,
             users,
             generation,
+            is_settled,
             catalogue,
         })
     }

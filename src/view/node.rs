@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
+use super::footing::Footing;
 use super::in_layer::LayerNode;
 use super::in_union::UnionNode;
 use super::text::Text;
@@ -55,7 +56,29 @@ pub struct Link {
 }
 
 /// Whose extended attributes a node shows, and how.
-pub(super) type XattrSource<'a> = (&'a Layer, &'a TreePath, Form);
+#[derive(Debug)]
+pub(super) struct XattrSource<'a> {
+    pub(super) layer: &'a Layer,
+    pub(super) path: &'a TreePath,
+    pub(super) form: Form,
+    pub(super) footing: &'a Footing,
+}
+
+impl XattrSource<'_> {
+    fn names(&self) -> Result<Vec<Vec<u8>>> {
+        self.footing.settle(match self.form {
+            Form::Oci => self.layer.shown_xattrs(self.path),
+            Form::Stored => self.layer.tree().xattr_names(self.path),
+        })
+    }
+
+    fn value(&self, name: &[u8]) -> Result<Option<Vec<u8>>> {
+        self.footing.settle(match self.form {
+            Form::Oci => self.layer.shown_xattr(self.path, name),
+            Form::Stored => self.layer.tree().xattr(self.path, name),
+        })
+    }
+}
 
 impl Node {
     /// The attributes as they were when the node was looked up.
@@ -182,11 +205,7 @@ impl Node {
     /// # Errors
     /// Where they could not be read.
     pub fn xattr_names(&self) -> Result<Vec<Vec<u8>>> {
-        match self.xattr_source()? {
-            None => Ok(Vec::new()),
-            Some((layer, path, Form::Oci)) => layer.shown_xattrs(path),
-            Some((layer, path, Form::Stored)) => layer.tree().xattr_names(path),
-        }
+        self.xattr_source()?.map_or(Ok(Vec::new()), |source| source.names())
     }
 
     /// The value of an extended attribute.
@@ -194,11 +213,7 @@ impl Node {
     /// # Errors
     /// Where it could not be read.
     pub fn xattr(&self, name: &[u8]) -> Result<Option<Vec<u8>>> {
-        match self.xattr_source()? {
-            None => Ok(None),
-            Some((layer, path, Form::Oci)) => layer.shown_xattr(path, name),
-            Some((layer, path, Form::Stored)) => layer.tree().xattr(path, name),
-        }
+        self.xattr_source()?.map_or(Ok(None), |source| source.value(name))
     }
 
     /// The stored file whose extended attributes this node has, where it can have any.

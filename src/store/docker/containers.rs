@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use serde::Deserialize;
 
 use super::{JSON_MAX, ids, layerdb, path};
@@ -12,7 +14,7 @@ use crate::meta::Timestamp;
 use crate::name::TreePath;
 use crate::root::Root;
 use crate::store::driver::Driver;
-use crate::store::{Catalogue, Container, Damage};
+use crate::store::{Catalogue, Container, Damage, Stamp};
 
 pub(super) const MOUNTS: &str = "layerdb/mounts";
 
@@ -25,6 +27,58 @@ struct Config {
     driver: Option<String>,
     #[serde(default)]
     image: Option<String>,
+}
+
+/// The folder of containers, which the engine makes with the first one.
+#[derive(Debug)]
+pub(super) struct Containers {
+    data_root: Root,
+    /// Guards the folder once it was found; held only to copy or set it.
+    folder: Mutex<Option<Arc<Root>>>,
+    /// Guards the stamps of all containers and when they were taken; held only to copy or set them.
+    stamps: Mutex<Option<(Instant, Vec<Stamp>)>>,
+}
+
+impl Containers {
+    /// How long the stamps of containers are taken to be the same. Each is a system call, and listing a folder of
+    /// thousands asks for all of them again for each entry.
+    const TRUSTED: Duration = Duration::from_millis(50);
+
+    pub(super) fn new(data_root: Root) -> Self {
+        Self { data_root, folder: Mutex::new(None), stamps: Mutex::new(None) }
+    }
+
+    /// The folder; `None` where there is none yet.
+    pub(super) fn folder(&self) -> Result<Option<Arc<Root>>> {
+        if let Some(folder) = self.folder.lock().clone() {
+            return Ok(Some(folder));
+        }
+        let name = path("containers");
+        if self.data_root.stat(&name)?.is_none_or(|meta| !meta.is_dir()) {
+            return Ok(None);
+        }
+        let folder = Arc::new(self.data_root.sub(&name)?);
+        *self.folder.lock() = Some(Arc::clone(&folder));
+        Ok(Some(folder))
+    }
+
+    /// What tells of every change of a container: a rename within its directory replaces its config.
+    pub(super) fn stamps(&self) -> Result<Vec<Stamp>> {
+        if let Some((_, stamps)) = self.stamps.lock().as_ref().filter(|(at, _)| at.elapsed() < Self::TRUSTED) {
+            return Ok(stamps.clone());
+        }
+        let mut stamps = Vec::new();
+        if let Some(all) = self.folder()? {
+            stamps.push(Stamp::from(&all.meta()?));
+            let mut ids = ids(&all, &TreePath::root(), ContainerId::from_hex)?;
+            ids.sort_unstable();
+            for id in ids {
+                stamps.extend(all.stat(&path(&id.hex()))?.as_ref().map(Stamp::from));
+            }
+        }
+        *self.stamps.lock() = Some((Instant::now(), stamps.clone()));
+        Ok(stamps)
+    }
 }
 
 pub(super) fn config_of(id: &ContainerId) -> TreePath {
@@ -56,15 +110,15 @@ pub(super) fn read(image: &Root, all: &Root, driver: &dyn Driver, catalogue: &mu
             Ok(None) if mounted.contains(id) => wrong.push(Damage::of(all.shown(&file), "missing")),
             // Docker makes the folder before it writes the config.
             Ok(None) => continue,
-            Err(error) => wrong.push(Damage::from_error(all, &file, error)),
+            Err(error) => wrong.push(Damage::from_error(all, &file, error)?),
         }
         if let Err(error) = layers(image, driver, &mut container) {
-            wrong.push(Damage::from_error(image, &path(&format!("{MOUNTS}/{}", id.hex())), error));
+            wrong.push(Damage::from_error(image, &path(&format!("{MOUNTS}/{}", id.hex())), error)?);
         }
         if let Some(parent) = &container.parent
             && let Err(error) = catalogue.stack(parent)
         {
-            wrong.push(Damage::from_error(image, &path(MOUNTS), error));
+            wrong.push(Damage::from_error(image, &path(MOUNTS), error)?);
         }
         container.damage = wrong.iter().map(|damage| format!("{}: {}", damage.what, damage.why)).collect();
         for damage in wrong {

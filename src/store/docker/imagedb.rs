@@ -12,7 +12,7 @@ use crate::meta::Timestamp;
 use crate::name::TreePath;
 use crate::reference::Reference;
 use crate::root::Root;
-use crate::store::{Catalogue, Damage, Image, ImageLayer, Stamp, Standing, Step};
+use crate::store::{Catalogue, Damage, Image, ImageLayer, LayerRecord, Stamp, Standing, Step};
 
 pub(super) const CONTENT: &str = "imagedb/content/sha256";
 pub(super) const METADATA: &str = "imagedb/metadata/sha256";
@@ -71,15 +71,18 @@ pub(super) fn read(
             }
         }
     });
+    let sentence = |damage: &Damage| format!("{}: {}", damage.what, damage.why);
+    let broken: BTreeMap<String, Damage> =
+        catalogue.damage.iter().map(|damage| (sentence(damage), damage.clone())).collect();
     let mut damage = Vec::new();
     for (found, error) in loaded {
         let id = found.id;
-        let error = error.map(|error| Damage::from_error(image, &content_of(&id), error));
-        let wrong: Vec<Damage> = error.into_iter().chain(missing_layers(catalogue, &found)).collect();
+        let error = error.map(|error| Damage::from_error(image, &content_of(&id), error)).transpose()?;
+        let wrong: Vec<Damage> = error.into_iter().chain(missing_layers(&broken, &catalogue.layers, &found)).collect();
         let found = if wrong.is_empty() {
             found
         } else {
-            let sentences = wrong.iter().map(|damage| format!("{}: {}", damage.what, damage.why)).collect();
+            let sentences = wrong.iter().map(sentence).collect();
             Arc::new(Image { damage: sentences, ..Image::clone(&found) })
         };
         damage.extend(wrong.into_iter().map(|wrong| (wrong, id)));
@@ -175,20 +178,15 @@ fn fill(image: &Root, loaded: &mut Image) -> Result<()> {
     Ok(())
 }
 
-/// What is wrong with the image's layers.
-fn missing_layers(catalogue: &Catalogue, image: &Image) -> Vec<Damage> {
-    let mut wrong = Vec::new();
-    for layer in &image.layers {
-        match catalogue.layers.get(&layer.chain) {
-            None => wrong.push(Damage::of(format!("layer {}", layer.chain), "layerdb does not list it")),
-            Some(record) => {
-                // The record's damage is in the catalogue already: the same words find it there.
-                let known = record.damage.as_ref().and_then(|text| {
-                    catalogue.damage.iter().find(|damage| format!("{}: {}", damage.what, damage.why) == *text)
-                });
-                wrong.extend(known.cloned());
-            }
-        }
-    }
-    wrong
+/// What is wrong with the image's layers; `broken` is the damage known so far, by what records say of it.
+fn missing_layers(
+    broken: &BTreeMap<String, Damage>,
+    layers: &BTreeMap<ChainId, Arc<LayerRecord>>,
+    image: &Image,
+) -> Vec<Damage> {
+    let wrong = |layer: &ImageLayer| match layers.get(&layer.chain) {
+        None => Some(Damage::of(format!("layer {}", layer.chain), "layerdb does not list it")),
+        Some(record) => broken.get(record.damage.as_ref()?).cloned(),
+    };
+    image.layers.iter().filter_map(wrong).collect()
 }

@@ -21,22 +21,25 @@ pub(super) fn read(
 ) -> Result<()> {
     let chains = ids(image, &path(LAYERS), ChainId::from_hex)?;
     let known = |chain: &ChainId| known.and_then(|known| known.layers.get(chain));
-    for (record, damage) in
-        in_parallel(&chains, |chain| record(image, driver, chain, known(chain))).into_iter().flatten()
-    {
-        catalogue.damage.extend(damage);
-        catalogue.layers.insert(record.chain, record);
+    for found in in_parallel(&chains, |chain| record(image, driver, chain, known(chain))) {
+        if let Some((record, damage)) = found? {
+            catalogue.damage.extend(damage);
+            catalogue.layers.insert(record.chain, record);
+        }
     }
     Ok(())
 }
 
-/// A layer's record, and what is wrong with it; `None` where the layer was removed since its name was read.
+/// A layer's record, and what is wrong with it.
+type Found = (Arc<LayerRecord>, Option<Damage>);
+
+/// Reads a layer's entry; `None` where the layer was removed since its name was read.
 fn record(
     image: &Root,
     driver: &dyn Driver,
     chain: &ChainId,
     known: Option<&Arc<LayerRecord>>,
-) -> Option<(Arc<LayerRecord>, Option<Damage>)> {
+) -> Result<Option<Found>> {
     let entry = path(&format!("{LAYERS}/{}", chain.hex()));
     let mut record = LayerRecord {
         chain: *chain,
@@ -48,27 +51,21 @@ fn record(
         damage: None,
         stamp: Stamp::default(),
     };
-    let outcome = image.folder(&entry).and_then(|folder| match folder {
-        None => Ok(None),
-        Some(folder) => {
+    let outcome = match image.folder(&entry) {
+        Ok(None) => return Ok(None),
+        Ok(Some(folder)) => {
             record.stamp = Stamp::from(&folder.meta()?);
             // The engine never changes an entry, it only makes and removes whole ones.
-            match known.filter(|known| known.damage.is_none() && known.stamp == record.stamp) {
-                Some(known) => Ok(Some(Arc::clone(known))),
-                None => fill(&folder, driver, &mut record).map(|()| None),
+            if let Some(known) = known.filter(|known| known.damage.is_none() && known.stamp == record.stamp) {
+                return Ok(Some((Arc::clone(known), None)));
             }
+            fill(&folder, driver, &mut record)
         }
-    });
-    match outcome {
-        Ok(Some(known)) => Some((known, None)),
-        Ok(None) if record.stamp == Stamp::default() => None,
-        Ok(None) => Some((Arc::new(record), None)),
-        Err(error) => {
-            let damage = Damage::from_error(image, &entry, error);
-            record.damage = Some(format!("{}: {}", damage.what, damage.why));
-            Some((Arc::new(record), Some(damage)))
-        }
-    }
+        Err(error) => Err(error),
+    };
+    let damage = outcome.err().map(|error| Damage::from_error(image, &entry, error)).transpose()?;
+    record.damage = damage.as_ref().map(|damage| format!("{}: {}", damage.what, damage.why));
+    Ok(Some((Arc::new(record), damage)))
 }
 
 fn fill(entry: &Folder<'_>, driver: &dyn Driver, record: &mut LayerRecord) -> Result<()> {

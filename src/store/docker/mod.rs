@@ -20,15 +20,16 @@ mod imagedb;
 mod layerdb;
 mod repositories;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::driver::{DRIVERS, Driver};
-use super::{Catalogue, Damage, Generation, Options, Stamp, Store};
+use super::{Catalogue, Damage, Generation, LayerRecord, Options, Stamp, Store};
 use crate::digest::{CacheId, ContainerId, ImageId};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::name::TreePath;
 use crate::root::{Root, Space};
+use containers::Containers;
 
 /// The largest JSON document that is read, in bytes.
 const JSON_MAX: usize = 16 << 20;
@@ -40,8 +41,9 @@ const FIELD_MAX: usize = 4096;
 struct Docker {
     /// `image/<driver>`.
     image: Root,
-    /// `containers`, where there is one.
-    containers: Option<Root>,
+    /// `layerdb/sha256`, where there was one at the start.
+    layers: Option<Root>,
+    containers: Containers,
     driver: Box<dyn Driver>,
     /// What of the data root is not shown, and why.
     skipped: Vec<Damage>,
@@ -83,16 +85,14 @@ pub fn open(data_root: Root, options: &Options) -> Result<Option<Box<dyn Store>>
         why: format!("images of the graph driver {other:?} are not shown"),
         images: BTreeSet::new(),
     });
-    let containers = path("containers");
-    let containers = match data_root.stat(&containers)? {
-        Some(meta) if meta.is_dir() => Some(data_root.sub(&containers)?),
-        _ => None,
-    };
+    let skipped = skipped.collect();
+    let image = image.sub(&path(name))?;
     Ok(Some(Box::new(Docker {
-        containers,
+        layers: image.sub(&path(layerdb::LAYERS)).ok(),
         driver: opener(&data_root, options)?,
-        skipped: skipped.collect(),
-        image: image.sub(&path(name))?,
+        containers: Containers::new(data_root),
+        skipped,
+        image,
     })))
 }
 
@@ -136,15 +136,21 @@ impl Damage {
     }
 
     /// What an error says of an object of the store.
-    fn from_error(root: &Root, object: &TreePath, error: Error) -> Self {
-        match error {
+    ///
+    /// # Errors
+    /// The error itself where it is transient, which says nothing of the object.
+    fn from_error(root: &Root, object: &TreePath, error: Error) -> Result<Self> {
+        if error.is_transient() {
+            return Err(error);
+        }
+        Ok(match error {
             Error::Damaged { what, why } => Self::of(what, why),
             other @ (Error::Io { .. }
             | Error::Refused { .. }
             | Error::Stale { .. }
             | Error::Unsupported { .. }
             | Error::NotFound { .. }) => Self::of(root.shown(object), other.to_string()),
-        }
+        })
     }
 }
 
@@ -158,37 +164,41 @@ impl Store for Docker {
     }
 
     fn generation(&self) -> Result<Generation> {
-        let mut files = Vec::new();
-        let mut look_at = |root: &Root, file: &TreePath| -> Result<()> {
-            if let Some(meta) = root.stat(file)? {
-                files.push(Stamp::from(&meta));
-            }
-            Ok(())
-        };
+        let mut stamps = Vec::new();
         for file in [repositories::FILE, imagedb::CONTENT, imagedb::METADATA, layerdb::LAYERS, containers::MOUNTS] {
-            look_at(&self.image, &path(file))?;
+            stamps.extend(self.image.stat(&path(file))?.as_ref().map(Stamp::from));
         }
-        if let Some(all) = &self.containers {
-            look_at(all, &TreePath::root())?;
-            let mut ids = ids(all, &TreePath::root(), ContainerId::from_hex)?;
-            ids.sort_unstable();
-            for id in ids {
-                look_at(all, &path(&id.hex()))?;
-            }
+        stamps.extend(self.containers.stamps()?);
+        Ok(Generation::of(stamps))
+    }
+
+    fn layers_generation(&self) -> Result<Generation> {
+        let listed = self.layers.as_ref().map(Root::meta).transpose()?;
+        Ok(Generation::of(listed.as_ref().map(Stamp::from).into_iter().chain([self.driver.stamp()?]).collect()))
+    }
+
+    fn stands(&self, record: &LayerRecord) -> Result<bool> {
+        let listed = self.image.stat(&path(&format!("{}/{}", layerdb::LAYERS, record.chain.hex())))?;
+        let is_listed = listed.is_some_and(|meta| Stamp::from(&meta) == record.stamp);
+        match &record.cache_id {
+            Some(id) if is_listed => match self.driver.check(id) {
+                Err(Error::Damaged { .. }) => Ok(false),
+                answer => answer.map(|()| true),
+            },
+            _ => Ok(false),
         }
-        Ok(Generation::of(files))
     }
 
     fn catalogue(&self, known: Option<&Catalogue>) -> Result<Catalogue> {
         let mut catalogue = Catalogue { damage: self.skipped.clone(), ..Catalogue::default() };
-        let references = repositories::read(&self.image, &mut catalogue.damage);
+        let references = repositories::read(&self.image, &mut catalogue.damage)?;
         if let Some(meta) = self.image.stat(&path(repositories::FILE))? {
             catalogue.changed = meta.modified;
         }
         layerdb::read(&self.image, self.driver.as_ref(), known, &mut catalogue)?;
         imagedb::read(&self.image, references, known, &mut catalogue)?;
-        if let Some(all) = &self.containers {
-            containers::read(&self.image, all, self.driver.as_ref(), &mut catalogue)?;
+        if let Some(all) = self.containers.folder()? {
+            containers::read(&self.image, &all, self.driver.as_ref(), &mut catalogue)?;
         }
         Ok(catalogue)
     }
@@ -199,7 +209,7 @@ impl Store for Docker {
 
     fn container_config(&self, id: &ContainerId) -> Result<Vec<u8>> {
         let what = || format!("container {id}");
-        let all = self.containers.as_ref().ok_or_else(|| Error::Stale { what: what() })?;
+        let all = self.containers.folder()?.ok_or_else(|| Error::Stale { what: what() })?;
         all.read(&containers::config_of(id), JSON_MAX)?.ok_or_else(|| Error::Stale { what: what() })
     }
 
@@ -214,13 +224,17 @@ impl Store for Docker {
 
 /// Adds to each damaged object the images that suffer from it.
 fn blame(catalogue: &mut Catalogue, damage: Vec<(Damage, ImageId)>) {
-    for (mut found, id) in damage {
-        found.images.insert(id);
-        match catalogue.damage.iter_mut().find(|known| known.what == found.what && known.why == found.why) {
-            Some(known) => {
-                known.images.insert(id);
-            }
-            None => catalogue.damage.push(found),
+    let key = |damage: &Damage| (damage.what.clone(), damage.why.clone());
+    let known = catalogue.damage.iter().enumerate();
+    let mut places: BTreeMap<_, _> = known.map(|(place, damage)| (key(damage), place)).collect();
+    for (found, id) in damage {
+        let next = catalogue.damage.len();
+        let place = *places.entry(key(&found)).or_insert(next);
+        if place == next {
+            catalogue.damage.push(found);
+        }
+        if let Some(damage) = catalogue.damage.get_mut(place) {
+            damage.images.insert(id);
         }
     }
 }

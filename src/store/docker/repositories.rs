@@ -1,56 +1,61 @@
 //! `repositories.json`: which image a reference names.
+//!
+//! ```text
+//! {"Repositories": {"<repository>": {"<familiar reference, in full>": "<image ID>"}}}
+//! ```
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde_json::Value;
 
 use super::{JSON_MAX, path};
 use crate::digest::ImageId;
+use crate::error::Result;
 use crate::reference::Reference;
 use crate::root::Root;
 use crate::store::Damage;
 
 pub(super) const FILE: &str = "repositories.json";
 
-/// Outer key: the repository; inner key: the full familiar reference; value: the image ID.
-#[derive(Deserialize)]
-struct Repositories {
-    #[serde(rename = "Repositories", default)]
-    repositories: BTreeMap<String, BTreeMap<String, String>>,
-}
-
 /// Reads all references; what cannot be one becomes damage. A missing file means none.
-pub(super) fn read(image: &Root, damage: &mut Vec<Damage>) -> BTreeMap<Reference, ImageId> {
+///
+/// # Errors
+/// Transient ones: then the references are unknown, which is not none.
+pub(super) fn read(image: &Root, damage: &mut Vec<Damage>) -> Result<BTreeMap<Reference, ImageId>> {
     let file = path(FILE);
     let content = match image.read(&file, JSON_MAX) {
-        Ok(Some(content)) => content,
-        Ok(None) => return BTreeMap::new(),
+        Ok(content) => content.unwrap_or_else(|| b"{}".to_vec()),
         Err(error) => {
-            damage.push(Damage::from_error(image, &file, error));
-            return BTreeMap::new();
+            damage.push(Damage::from_error(image, &file, error)?);
+            return Ok(BTreeMap::new());
         }
     };
-    let all: Repositories = match serde_json::from_slice(&content) {
+    let mut wrong = |why: String| damage.push(Damage::of(image.shown(&file), why));
+    // As the engine reads it: bytes that are no UTF-8 spoil the name that they stand in, and no other.
+    let all: Value = match serde_json::from_str(&String::from_utf8_lossy(&content)) {
         Ok(all) => all,
         Err(error) => {
-            damage.push(Damage::of(image.shown(&file), format!("not the list of references: {error}")));
-            return BTreeMap::new();
+            wrong(format!("not the list of references: {error}"));
+            return Ok(BTreeMap::new());
         }
     };
     let mut references = BTreeMap::new();
-    for (key, value) in all.repositories.into_values().flatten() {
-        match (Reference::parse(&key), value.parse::<ImageId>()) {
-            (Ok(reference), Ok(id)) => match references.get(&reference) {
-                Some(other) if *other != id => {
-                    damage.push(Damage::of(image.shown(&file), format!("names two images {reference}")));
-                }
+    for (key, value) in entries(all.get("Repositories")).flat_map(|(_, repository)| entries(Some(repository))) {
+        match (Reference::parse(key), value.as_str().and_then(|text| text.parse::<ImageId>().ok())) {
+            (Ok(reference), Some(id)) => match references.get(&reference) {
+                Some(other) if *other != id => wrong(format!("names two images {reference}")),
                 _ => {
                     references.insert(reference, id);
                 }
             },
-            (Err(_), _) => damage.push(Damage::of(image.shown(&file), format!("{key:?} is no reference"))),
-            (_, Err(_)) => damage.push(Damage::of(image.shown(&file), format!("{key:?} names no image ID"))),
+            (Err(_), _) => wrong(format!("{key:?} is no reference")),
+            (_, None) => wrong(format!("{key:?} names no image ID")),
         }
     }
-    references
+    Ok(references)
+}
+
+/// An object's entries; none for anything else, as the engine takes `null`.
+fn entries(value: Option<&Value>) -> impl Iterator<Item = (&String, &Value)> {
+    value.and_then(Value::as_object).into_iter().flatten()
 }

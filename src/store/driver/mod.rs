@@ -7,7 +7,7 @@ pub mod overlay2;
 use std::fmt::Debug;
 use std::path::PathBuf;
 
-use super::Options;
+use super::{Options, Stamp};
 use crate::digest::CacheId;
 use crate::error::Result;
 use crate::layer::Layer;
@@ -32,6 +32,12 @@ pub trait Driver: Debug + Send + Sync {
     /// # Errors
     /// [`crate::error::Error::Damaged`] where it is not, or is no directory.
     fn check(&self, id: &CacheId) -> Result<()>;
+
+    /// The state of the folder that holds the layers' directories.
+    ///
+    /// # Errors
+    /// Where it could not be looked at.
+    fn stamp(&self) -> Result<Stamp>;
 
     /// What the file system that holds the layers says of its space.
     ///

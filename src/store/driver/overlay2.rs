@@ -23,6 +23,7 @@ use crate::layer::whiteout::{Prefix, Whiteouts};
 use crate::layer::{Layer, LayerId};
 use crate::name::TreePath;
 use crate::root::{Root, Space, reads_trusted_xattrs};
+use crate::store::Stamp;
 
 const NAME: &str = "overlay2";
 
@@ -113,6 +114,10 @@ impl Driver for Overlay2 {
             Some(_) => Err(Error::damaged(self.root.shown(&diff), "the layer is not a directory")),
             None => Err(Error::damaged(self.root.shown(&diff), "the layer's directory is gone")),
         }
+    }
+
+    fn stamp(&self) -> Result<Stamp> {
+        Ok(Stamp::from(&self.root.meta()?))
     }
 
     fn space(&self) -> Result<Space> {
