@@ -160,8 +160,8 @@ impl Root {
         for name in names_of(&handle).map_err(Error::io(|| format!("list {}", self.shown(dir))))? {
             match stat_of(handle.as_fd(), name.as_bytes()) {
                 Ok(mut meta) => {
-                    meta.bare = matches!(meta.kind, Kind::Regular | Kind::Directory)
-                        && has_no_xattr(&entry_path(handle.as_fd(), Some(&name)));
+                    meta.bare =
+                        matches!(meta.kind, Kind::Regular | Kind::Directory) && has_no_xattr(handle.as_fd(), &name);
                     found.push((name, meta));
                 }
                 Err(Errno::NOENT) => {}
@@ -493,8 +493,20 @@ fn entry_path(dir: BorrowedFd<'_>, name: Option<&Name>) -> Vec<u8> {
     path
 }
 
-fn has_no_xattr(entry: &[u8]) -> bool {
-    matches!(rustix::fs::llistxattr_query(entry), Ok(0) | Err(Errno::OPNOTSUPP))
+/// Whether an entry of an open directory is known to have no extended attributes.
+fn has_no_xattr(dir: BorrowedFd<'_>, name: &Name) -> bool {
+    let size = std::ffi::CString::new(name.as_bytes()).map_err(Into::into);
+    match size.and_then(|name| sys::xattr_list_size_at(dir, &name)) {
+        Ok(size) => size == 0,
+        Err(error) => match Errno::from_io_error(&error) {
+            Some(Errno::OPNOTSUPP) => true,
+            Some(Errno::NOSYS) => {
+                let size = rustix::fs::llistxattr_query(entry_path(dir, Some(name)));
+                matches!(size, Ok(0) | Err(Errno::OPNOTSUPP))
+            }
+            _ => false,
+        },
+    }
 }
 
 /// The attributes of an open file.

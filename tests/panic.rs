@@ -184,6 +184,7 @@ fn a_panic_answers_eio_and_the_mount_goes_on() {
         fs_name: "test".to_owned(),
         allow_other: false,
         noexec: false,
+        passthrough: true,
         threads: 2,
     };
     let mut mounted = mount::mount(view, &options).unwrap();

@@ -44,6 +44,7 @@ Mount options (-o):
   kind=KIND           as --kind
   log_file=FILE       as --log-file
   noexec              let no program be started from the mount
+  passthrough=off     let the kernel not read large files by itself, where it could
   threads=N           how many requests are served at once, 1 to 64
                       [default: as many as there are CPUs, 2 to 8]
   whiteouts=oci       a deletion in a layer is a file .wh.NAME, as in OCI images [default]

@@ -57,6 +57,7 @@ fn serve(request: &Mount, audience: &mut Audience) -> Result<(), Failure> {
         fs_name: options.fs_name.clone().unwrap_or_else(|| source.to_string_lossy().into_owned()),
         allow_other: options.allow_other,
         noexec: options.noexec,
+        passthrough: options.passthrough.unwrap_or(true),
         threads: options.threads.unwrap_or(cpus.clamp(*THREADS.start(), *THREADS.end())),
         mount_point: mount_point.clone(),
     };

@@ -53,6 +53,8 @@ pub(super) struct Options {
     pub(super) prefix: Option<Prefix>,
     pub(super) allow_other: bool,
     pub(super) noexec: bool,
+    /// `None`: where the kernel can.
+    pub(super) passthrough: Option<bool>,
     pub(super) fs_name: Option<String>,
     pub(super) threads: Option<usize>,
     pub(super) kind: Option<String>,
@@ -91,6 +93,9 @@ impl Options {
             "noexec" | "exec" => {
                 no_value(name, value)?;
                 self.noexec = name == "noexec";
+            }
+            "passthrough" => {
+                self.passthrough = Some(choice(name, value, &[("on", true), ("off", false)])?);
             }
             "fsname" => self.fs_name = Some(wanted(name, value)?.to_owned()),
             "threads" => self.threads = Some(threads(name, value)?),
@@ -182,6 +187,7 @@ mod tests {
                 prefix: Some(Prefix::User),
                 allow_other: true,
                 noexec: true,
+                passthrough: None,
                 fs_name: Some("a,b".to_owned()),
                 threads: Some(3),
                 kind: Some("docker".to_owned()),

@@ -17,6 +17,7 @@ use fuser::{
 };
 use rustix::io::Errno;
 
+use super::passthrough::Passthrough;
 use super::server::{Attributes, Caching, Looked, Server};
 use crate::error::{Error, Result};
 use crate::layer::Seek;
@@ -37,13 +38,16 @@ thread_local! {
 #[derive(Debug)]
 pub(super) struct Adapter {
     server: Server,
-    /// Whether other users enter, so that the kernel must know ACLs to check permissions.
-    allow_other: bool,
+    passthrough: Passthrough,
+    /// Whether the kernel checks permissions, and so must know ACLs.
+    checks_permissions: bool,
 }
 
 impl Adapter {
-    pub(super) fn new(server: Server, allow_other: bool) -> Self {
-        Self { server, allow_other }
+    pub(super) fn new(server: Server, passthrough: bool, allow_other: bool) -> Self {
+        // Root passes every check, and the kernel keeps ACLs only where it checks.
+        let checks_permissions = allow_other || rustix::process::geteuid().is_root();
+        Self { server, passthrough: Passthrough::new(passthrough), checks_permissions }
     }
 
     /// Runs a request's handler. Whatever happens in it, the caller has an answer to send.
@@ -133,14 +137,19 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_AUTO_INVAL_DATA,
         ];
-        if self.allow_other {
-            // Without it the kernel takes an ACL's mask for the group's permissions.
+        if self.checks_permissions {
+            // Without it the kernel takes an ACL's mask for the group's permissions, and asks for each file's ACL
+            // again and again.
             wanted.push(InitFlags::FUSE_POSIX_ACL);
         }
         for flag in wanted {
             if config.add_capabilities(flag).is_err() {
                 log::info!("the kernel does not offer {flag:?}");
             }
+        }
+        let offered = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok();
+        if !(self.passthrough.is_enabled() && offered && config.set_max_stack_depth(1).is_ok()) {
+            self.passthrough.disable(&"not offered by the kernel, or not wanted");
         }
         if config.set_max_background(BACKGROUND_MAX).is_err() {
             log::info!("the kernel keeps its own limit of background requests");
@@ -182,17 +191,24 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, _: &Request, number: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        match self.answer("open", number, |server| server.open(number.0)) {
-            Ok((handle, caching)) => {
-                let flags = match caching {
-                    Caching::Kept => FopenFlags::FOPEN_KEEP_CACHE,
-                    Caching::WhileOpen => FopenFlags::empty(),
-                    Caching::Never => FopenFlags::FOPEN_DIRECT_IO,
-                };
-                reply.opened(FileHandle(handle), flags | FopenFlags::FOPEN_NOFLUSH);
+        let opened = match self.answer("open", number, |server| server.open(number.0)) {
+            Ok(opened) => opened,
+            Err(errno) => return reply.error(errno),
+        };
+        let handle = FileHandle(opened.handle);
+        let caching = match opened.caching {
+            Caching::Kept => {
+                let reader = opened.file.reader.as_ref();
+                let backing = self.passthrough.backing(&reply, number.0, opened.handle, opened.size_bytes, reader);
+                if let Some(backing) = backing {
+                    return reply.opened_passthrough(handle, FopenFlags::FOPEN_NOFLUSH, &backing);
+                }
+                FopenFlags::FOPEN_KEEP_CACHE
             }
-            Err(errno) => reply.error(errno),
-        }
+            Caching::WhileOpen => FopenFlags::empty(),
+            Caching::Never => FopenFlags::FOPEN_DIRECT_IO,
+        };
+        reply.opened(handle, caching | FopenFlags::FOPEN_NOFLUSH);
     }
 
     fn read(
@@ -233,6 +249,7 @@ impl Filesystem for Adapter {
         _: bool,
         reply: ReplyEmpty,
     ) {
+        self.passthrough.release(handle.0);
         match self.answer("release", number, |server| server.release(handle.0)) {
             Ok(()) => reply.ok(),
             Err(errno) => reply.error(errno),

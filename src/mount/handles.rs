@@ -22,10 +22,11 @@ impl<T> Default for Handles<T> {
 
 impl<T> Handles<T> {
     /// Keeps something open and answers its handle.
-    pub(super) fn insert(&self, opened: T) -> u64 {
+    pub(super) fn insert(&self, opened: T) -> (u64, Arc<T>) {
         let handle = self.next.fetch_add(1, Ordering::Relaxed);
-        self.open.lock().insert(handle, Arc::new(opened));
-        handle
+        let opened = Arc::new(opened);
+        self.open.lock().insert(handle, Arc::clone(&opened));
+        (handle, opened)
     }
 
     /// What a handle stands for.

@@ -8,6 +8,7 @@ mod adapter;
 mod attach;
 mod handles;
 mod inodes;
+mod passthrough;
 mod server;
 
 use std::path::PathBuf;
@@ -36,6 +37,8 @@ pub struct Options {
     pub allow_other: bool,
     /// Whether programs in the tree cannot be started.
     pub noexec: bool,
+    /// Whether the kernel may read large files of layers by itself, where it can.
+    pub passthrough: bool,
     /// How many threads answer requests, at least one.
     pub threads: usize,
 }
@@ -53,7 +56,7 @@ pub struct Mounted {
 /// # Errors
 /// [`Error::Io`] where the system refuses the mount.
 pub fn mount(view: View, options: &Options) -> Result<Mounted> {
-    let adapter = adapter::Adapter::new(server::Server::new(view), options.allow_other);
+    let adapter = adapter::Adapter::new(server::Server::new(view), options.passthrough, options.allow_other);
     let doing = || format!("mount on {}", options.mount_point.display());
     let config = config(options);
     match attach::attach(options)? {

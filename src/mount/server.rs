@@ -63,10 +63,20 @@ pub(super) struct Listed {
     key: Key,
 }
 
+/// An open file.
 #[derive(Debug)]
-struct OpenFile {
+pub(super) struct OpenFile {
     number: u64,
-    reader: Box<dyn ReadAt>,
+    pub(super) reader: Box<dyn ReadAt>,
+}
+
+/// The answer to an opening.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) handle: u64,
+    pub(super) caching: Caching,
+    pub(super) size_bytes: u64,
+    pub(super) file: Arc<OpenFile>,
 }
 
 #[derive(Debug)]
@@ -134,7 +144,7 @@ impl Server {
         self.held(number)?.node.read_link()
     }
 
-    pub(super) fn open(&self, number: u64) -> Result<(u64, Caching)> {
+    pub(super) fn open(&self, number: u64) -> Result<Opened> {
         let node = self.held(number)?.node;
         let caching = match (node.changes(), node.as_ref()) {
             (false, _) => Caching::Kept,
@@ -145,7 +155,9 @@ impl Server {
                 Caching::WhileOpen
             }
         };
-        Ok((self.files.insert(OpenFile { number, reader: node.open()? }), caching))
+        let size_bytes = node.meta().size_bytes;
+        let (handle, file) = self.files.insert(OpenFile { number, reader: node.open()? });
+        Ok(Opened { handle, caching, size_bytes, file })
     }
 
     /// Fills the buffer as far as the file goes.
@@ -181,7 +193,8 @@ impl Server {
     pub(super) fn open_dir(&self, number: u64) -> Result<(u64, bool)> {
         let held = self.held(number)?;
         let keep = !held.node.changes();
-        Ok((self.directories.insert(OpenDir { held, number, listing: Mutex::new(None) }), keep))
+        let (handle, _) = self.directories.insert(OpenDir { held, number, listing: Mutex::new(None) });
+        Ok((handle, keep))
     }
 
     /// The listing that a reader sees; `anew` where it starts from the beginning.

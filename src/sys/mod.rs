@@ -4,6 +4,7 @@
 
 #![allow(unsafe_code)]
 
+use std::ffi::CStr;
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd};
@@ -34,6 +35,29 @@ pub(crate) fn fork() -> io::Result<Fork> {
         -1 => Err(io::Error::last_os_error()),
         pid => Ok(rustix::process::Pid::from_raw(pid).map_or(Fork::Child, Fork::Parent)),
     }
+}
+
+/// The size of the list of a file's extended attributes, in bytes: zero where it has none (`listxattrat(2)`, Linux
+/// 6.13). A symbolic link at the end is not followed.
+///
+/// # Errors
+/// The system's: `ENOSYS` on older kernels.
+pub(crate) fn xattr_list_size_at(dir: impl AsFd, name: &CStr) -> io::Result<usize> {
+    /// The same on all architectures that have it.
+    const LISTXATTRAT: libc::c_long = 465;
+    // SAFETY: the descriptor is borrowed and open, the name is NUL-terminated, and with a size of zero nothing is
+    // written.
+    let answer = unsafe {
+        libc::syscall(
+            LISTXATTRAT,
+            dir.as_fd().as_raw_fd(),
+            name.as_ptr(),
+            libc::AT_SYMLINK_NOFOLLOW,
+            std::ptr::null_mut::<libc::c_char>(),
+            0_usize,
+        )
+    };
+    usize::try_from(answer).map_err(|_| io::Error::last_os_error())
 }
 
 /// Sets a detached mount read-only, without access times, devices, setuid, programs and symbolic links
