@@ -154,6 +154,10 @@ impl Store for OneImage {
         Ok(Layer::new(LayerId::of(id.as_str()), tree, Whiteouts::Overlay(Prefix::Trusted)))
     }
 
+    fn is_labelled(&self) -> bool {
+        false
+    }
+
     fn layers_generation(&self) -> Result<Generation> {
         self.generation()
     }

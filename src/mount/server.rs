@@ -22,6 +22,7 @@ const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 #[derive(Debug)]
 pub(super) struct Server {
     view: View,
+    is_labelled: bool,
     inodes: Inodes,
     files: Handles<OpenFile>,
     directories: Handles<OpenDir>,
@@ -103,7 +104,8 @@ fn validity(changes: bool) -> Duration {
 impl Server {
     pub(super) fn new(view: View) -> Self {
         let inodes = Inodes::new(view.root());
-        Self { view, inodes, files: Handles::default(), directories: Handles::default() }
+        let is_labelled = view.is_labelled();
+        Self { view, is_labelled, inodes, files: Handles::default(), directories: Handles::default() }
     }
 
     fn held(&self, number: u64) -> Result<Held> {
@@ -235,8 +237,15 @@ impl Server {
         Ok(())
     }
 
+    /// The value of an extended attribute. Where the store has no `SELinux` labels, a missing one is answered by "not
+    /// supported", as kernels without them do: then `ls -l` asks once, and not for each file.
     pub(super) fn xattr(&self, number: u64, name: &[u8]) -> Result<Option<Vec<u8>>> {
-        self.held(number)?.node.xattr(name)
+        match self.held(number)?.node.xattr(name)? {
+            None if name == b"security.selinux" && !self.is_labelled => {
+                Err(Error::io(|| "read a label".to_owned())(Errno::OPNOTSUPP))
+            }
+            value => Ok(value),
+        }
     }
 
     /// The names of extended attributes, each followed by a NUL. Those of the `trusted.` namespace only to root, as

@@ -94,6 +94,9 @@ pub trait Store: Debug + Send + Sync {
     /// [`Error::Damaged`] where the directory is not there.
     fn layer(&self, id: &CacheId) -> Result<Layer>;
 
+    /// Whether the store lies on a file system with `SELinux` labels.
+    fn is_labelled(&self) -> bool;
+
     /// A state of the folders that list the layers: while it is the same, no layer has gone. Cheap enough for every
     /// request.
     ///

@@ -158,6 +158,12 @@ impl View {
         self.shared.snapshot.read().catalogue.damage.clone()
     }
 
+    /// Whether files of the store have `SELinux` labels.
+    #[must_use]
+    pub fn is_labelled(&self) -> bool {
+        self.shared.store.is_labelled()
+    }
+
     /// What the file system below the store says of its space.
     ///
     /// # Errors

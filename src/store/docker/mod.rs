@@ -172,6 +172,10 @@ impl Store for Docker {
         Ok(Generation::of(stamps))
     }
 
+    fn is_labelled(&self) -> bool {
+        self.driver.is_labelled()
+    }
+
     fn layers_generation(&self) -> Result<Generation> {
         let listed = self.layers.as_ref().map(Root::meta).transpose()?;
         Ok(Generation::of(listed.as_ref().map(Stamp::from).into_iter().chain([self.driver.stamp()?]).collect()))

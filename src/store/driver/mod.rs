@@ -33,6 +33,9 @@ pub trait Driver: Debug + Send + Sync {
     /// [`crate::error::Error::Damaged`] where it is not, or is no directory.
     fn check(&self, id: &CacheId) -> Result<()>;
 
+    /// Whether the folder has an `SELinux` label, as all files then have.
+    fn is_labelled(&self) -> bool;
+
     /// The state of the folder that holds the layers' directories.
     ///
     /// # Errors

@@ -26,6 +26,7 @@ use crate::root::{Root, Space, reads_trusted_xattrs};
 use crate::store::Stamp;
 
 const NAME: &str = "overlay2";
+const LABEL: &[u8] = b"security.selinux";
 
 #[derive(Debug)]
 struct Overlay2 {
@@ -114,6 +115,10 @@ impl Driver for Overlay2 {
             Some(_) => Err(Error::damaged(self.root.shown(&diff), "the layer is not a directory")),
             None => Err(Error::damaged(self.root.shown(&diff), "the layer's directory is gone")),
         }
+    }
+
+    fn is_labelled(&self) -> bool {
+        self.root.xattr(&TreePath::root(), LABEL).is_ok_and(|label| label.is_some())
     }
 
     fn stamp(&self) -> Result<Stamp> {
