@@ -408,6 +408,33 @@ fn a_signal_ends_a_mount_in_use() {
 }
 
 #[test]
+fn a_copy_of_the_mount_in_another_namespace_does_not_keep_it_from_ending() {
+    if !require_privileges("a mount") {
+        return;
+    }
+    let dir = support::scratch("stress");
+    let root = store(dir.path().join("docker")).finish();
+    let point = dir.path().join("mnt");
+    let mut held = Foreground::new(&root, &point);
+    let mut elsewhere = Command::new("unshare")
+        .args(["-m", "--propagation", "private", "sh", "-c", "echo ready; read _"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ready = [0; 6];
+    elsewhere.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
+    held.signal(Signal::TERM);
+    let freed = eventually(|| mounts_at(&point) == 0);
+    held.signal(Signal::TERM);
+    let code = held.exit_code();
+    drop(elsewhere.stdin.take());
+    elsewhere.wait().unwrap();
+    assert!(freed, "the directory is not freed");
+    assert_eq!(code, Some(0));
+}
+
+#[test]
 fn readers_do_not_keep_a_signalled_mount_from_ending() {
     if !require_privileges("a mount") {
         return;

@@ -68,8 +68,8 @@ Examples:
   # find /mnt/images/by-tag/shop:2.1/layers -name '.wh.*'
   /mnt/images/by-tag/shop:2.1/layers/3/etc/.wh.secret.key
 
-  From /etc/fstab, for everyone:
-  /var/lib/docker  /mnt/images  fuse.docker-fs  allow_other,nofail  0  0
+  From /etc/fstab:
+  /var/lib/docker  /mnt/images  fuse.docker-fs  nofail  0  0
 
   # docker-fs unmount /mnt/images
 

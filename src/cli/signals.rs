@@ -62,15 +62,20 @@ impl Held {
         thread.spawn(move || {
             while !self.signals.wait().any(|signal| signal != SIGHUP || self.hang_up_ends) {}
             notify::stopping();
-            match unmounter.unmount() {
-                Ok(()) => return,
+            let detach = match unmounter.unmount() {
+                // Gone from here, but a copy in another mount namespace may still have users.
+                Ok(()) => false,
                 Err(error) if is_busy(&error) => {
                     let wait = PATIENCE.as_secs();
                     log::info!("{} is in use: detaching it and waiting up to {wait} s for its users", point.display());
+                    true
                 }
-                Err(error) => log::warn!("cannot unmount {}: {}; detaching it", point.display(), words(&error)),
-            }
-            if let Err(error) = unmount(&point, How::Lazy) {
+                Err(error) => {
+                    log::warn!("cannot unmount {}: {}; detaching it", point.display(), words(&error));
+                    true
+                }
+            };
+            if detach && let Err(error) = unmount(&point, How::Lazy) {
                 log::error!("cannot detach {}: {}", point.display(), words(&error));
             }
             let end = Instant::now().checked_add(PATIENCE);

@@ -23,6 +23,8 @@ const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 pub(super) struct Server {
     view: View,
     is_labelled: bool,
+    /// User and group of the view's own files: those who mounted.
+    owner: (u32, u32),
     inodes: Inodes,
     files: Handles<OpenFile>,
     directories: Handles<OpenDir>,
@@ -105,7 +107,16 @@ impl Server {
     pub(super) fn new(view: View) -> Self {
         let inodes = Inodes::new(view.root());
         let is_labelled = view.is_labelled();
-        Self { view, is_labelled, inodes, files: Handles::default(), directories: Handles::default() }
+        let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        Self { view, is_labelled, owner, inodes, files: Handles::default(), directories: Handles::default() }
+    }
+
+    /// A node's attributes as users see them.
+    fn owned(&self, node: &Node, meta: Meta) -> Meta {
+        match node {
+            Node::Section(_) | Node::Text(_) | Node::Link(_) => Meta { uid: self.owner.0, gid: self.owner.1, ..meta },
+            Node::InLayer(_) | Node::InUnion(_) => meta,
+        }
     }
 
     fn held(&self, number: u64) -> Result<Held> {
@@ -119,7 +130,8 @@ impl Server {
         let Some(node) = dir.node.lookup(&name)? else { return Ok(Looked::Absent { valid }) };
         let node = Arc::new(node);
         let number = self.inodes.remember(Key::child(dir.key, &name, &node), &node, parent);
-        let attributes = Attributes { number, meta: node.meta(), valid: validity(node.changes()) };
+        let meta = self.owned(&node, node.meta());
+        let attributes = Attributes { number, meta, valid: validity(node.changes()) };
         Ok(Looked::Found { attributes, generation: node.generation(), valid })
     }
 
@@ -139,7 +151,7 @@ impl Server {
             }
             answer => answer?,
         };
-        Ok(Attributes { number, meta, valid: validity(node.changes()) })
+        Ok(Attributes { number, meta: self.owned(&node, meta), valid: validity(node.changes()) })
     }
 
     pub(super) fn read_link(&self, number: u64) -> Result<Vec<u8>> {
@@ -229,7 +241,8 @@ impl Server {
     pub(super) fn entry(&self, listing: &Listing, entry: &Listed) -> (Attributes, u64) {
         let number = self.inodes.remember(entry.key, &entry.node, listing.number);
         let valid = listing.valid.min(validity(entry.node.changes()));
-        (Attributes { number, meta: entry.node.meta(), valid }, entry.node.generation())
+        let meta = self.owned(&entry.node, entry.node.meta());
+        (Attributes { number, meta, valid }, entry.node.generation())
     }
 
     pub(super) fn release_dir(&self, handle: u64) -> Result<()> {

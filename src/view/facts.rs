@@ -93,8 +93,9 @@ pub(super) fn history<'a>(image: &Image, records: impl Iterator<Item = Option<&'
     let size =
         |index: usize| sizes.get(index).copied().flatten().map_or_else(|| "-".to_owned(), |size| size.to_string());
     let row = |layer: &str, size: &str, created: &str, command: &str| {
-        let created = if created.is_empty() { "-".to_owned() } else { created.escape_debug().to_string() };
-        format!("{layer:<5}  {size:>12}  {created:<30}  {}\n", command.escape_debug())
+        let created = if created.is_empty() { "-".to_owned() } else { one_line(created) };
+        let row = format!("{layer:<5}  {size:>12}  {created:<30}  {}", one_line(command));
+        format!("{}\n", row.trim_end())
     };
     let mut text = row("LAYER", "SIZE", "CREATED", "COMMAND");
     let mut made = 0_usize;
@@ -110,4 +111,21 @@ pub(super) fn history<'a>(image: &Image, records: impl Iterator<Item = Option<&'
         text.push_str(&row(&index.to_string(), &size(index), "", ""));
     }
     text
+}
+
+/// Text that can neither end a row nor steer a terminal: control characters are escaped, and the backslash with them.
+fn one_line(text: &str) -> String {
+    let escaped = |c: char| if c.is_control() || c == '\\' { c.escape_debug().to_string() } else { c.to_string() };
+    text.chars().map(escaped).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::one_line;
+
+    #[test]
+    fn commands_stay_as_they_were_typed() {
+        assert_eq!(one_line(r#"CMD ["sh" 'x']"#), r#"CMD ["sh" 'x']"#);
+        assert_eq!(one_line("a\nforged row\x1b[31m\\"), r"a\nforged row\u{1b}[31m\\");
+    }
 }

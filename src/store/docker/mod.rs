@@ -56,6 +56,14 @@ struct Docker {
 pub fn open(data_root: Root, options: &Options) -> Result<Option<Box<dyn Store>>> {
     let image = path("image");
     if data_root.stat(&image)?.is_none_or(|meta| !meta.is_dir()) {
+        if data_root.stat(&path("containerd/daemon"))?.is_some() {
+            return Err(Error::Unsupported {
+                what: data_root.shown(&TreePath::root()),
+                why: "a Docker data root without image/<driver>: its images are in the containerd image store, as new \
+                      installations of Docker 29 have it, which is not supported yet"
+                    .to_owned(),
+            });
+        }
         return Ok(None);
     }
     let image = data_root.sub(&image)?;

@@ -40,18 +40,27 @@ struct Overlay2 {
 /// [`Error::Unsupported`] where the marks of deletions are out of this process's sight; [`Error::Io`].
 pub fn open(data_root: &Root, options: &Options) -> Result<Box<dyn Driver>> {
     let root = data_root.sub(&path(&[NAME]))?;
+    let is_roots = root.meta()?.uid == 0;
     let prefix = match options.prefix {
         Some(prefix) => prefix,
         None => guess_prefix(&root)?,
     };
+    let shown = root.shown(&TreePath::root());
     if prefix == Prefix::Trusted && !reads_trusted_xattrs() {
+        let advice = if is_roots { "" } else { ", or for the store of a rootless engine add -o xattrs=user" };
         return Err(Error::Unsupported {
-            what: root.shown(&TreePath::root()),
-            why: "its layers mark deletions in trusted.overlay.* attributes, which this process may not read \
-                  (CAP_SYS_ADMIN), so deleted files would come back; run docker-fs as root, or for the store of a \
-                  rootless engine add -o xattrs=user"
-                .to_owned(),
+            what: shown,
+            why: format!(
+                "its layers mark deletions in trusted.overlay.* attributes, which this process may not read \
+                 (CAP_SYS_ADMIN), so deleted files would come back; run docker-fs as root{advice}"
+            ),
         });
+    }
+    if prefix == Prefix::User && is_roots {
+        log::warn!(
+            "{shown} belongs to root, whose engine marks deletions in trusted.* attributes; with xattrs=user \
+                    deleted files may come back"
+        );
     }
     Ok(Box::new(Overlay2 { root: Arc::new(root), whiteouts: Whiteouts::Overlay(prefix) }))
 }
