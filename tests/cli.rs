@@ -384,8 +384,7 @@ fn who_may_not_read_is_told_so() {
     fs::set_permissions(store.join("image/overlay2/repositories.json"), Permissions::from_mode(0o644)).unwrap();
     let message = format!(
         "{shown}/overlay2: its layers mark deletions in trusted.overlay.* attributes, which this process may not read \
-         (CAP_SYS_ADMIN), so deleted files would come back; run docker-fs as root, or for the store of a rootless \
-         engine add -o xattrs=user"
+         (CAP_SYS_ADMIN), so deleted files would come back; run docker-fs as root"
     );
     assert_eq!(as_nobody(), failed(1, &message));
 }
