@@ -31,7 +31,7 @@ def main(description):
     else:
         if os.geteuid() != 0:
             die("mounting, dropping caches and chroots need root")
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: sys.exit("bench: stopped"))
         results = _measure(options)
     print(report.markdown(results))
@@ -88,7 +88,11 @@ def _measure(options):
         modes = [DockerFs(program, mode) for mode in options.modes.split(",")]
         others = [] if options.quick else [FuseOverlayfs()]
         bench = Bench([KernelOverlay(), *others, *modes], Probe(scratch / "probe", empty), made, point)
-        return _all(options, bench, modes)
+        try:
+            return _all(options, bench, modes)
+        finally:
+            # A daemon that went into the background as it was told, and was then not waited for.
+            linux.end_processes(program)
 
 
 def _all(options, bench, modes):

@@ -83,8 +83,10 @@ class Bench:
                     linux.drop_caches()
                 try:
                     sample = self.probe.run(row, "/")
-                finally:
                     system.unmount(self.point)
+                except BaseException:
+                    linux.detach(self.point)
+                    raise
                 self._compare(row, system, MANY_IMAGES, sample)
                 # The first is not warm.
                 if number > 0:
