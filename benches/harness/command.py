@@ -167,7 +167,8 @@ def _write_docs(results):
     text = DOCUMENT.read_text()
     before, _, rest = text.partition(_MARKS[0])
     _, _, after = rest.partition(_MARKS[1])
-    DOCUMENT.write_text(f"{before}{_MARKS[0]}\n{report.markdown(results)}\n{_MARKS[1]}{after}")
+    figures = f"![Time over kernel overlayfs, by operation]({PICTURE.name})\n\n{report.markdown(results)}"
+    DOCUMENT.write_text(f"{before}{_MARKS[0]}\n{figures}\n{_MARKS[1]}{after}")
     PICTURE.write_text(plot.svg(results))
 
 

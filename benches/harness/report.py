@@ -121,8 +121,7 @@ def _state_table(results, state):
 
 def _ratio(figures, goal):
     text = ratio(figures["ratio"])
-    # Compared as shown, so that a table does not contradict itself.
-    missed = goal is not None and float(text) > goal
+    missed = goal is not None and figures["ratio"] > goal
     return (f"**{text}**" if missed else text) + _spread(figures)
 
 
