@@ -28,6 +28,17 @@ pub struct Timestamp {
     pub nanoseconds: u32,
 }
 
+impl Timestamp {
+    /// The nanosecond behind this one.
+    #[must_use]
+    pub fn next(self) -> Self {
+        match self.nanoseconds {
+            0..=999_999_998 => Self { nanoseconds: self.nanoseconds.saturating_add(1), ..self },
+            _ => Self { seconds: self.seconds.saturating_add(1), nanoseconds: 0 },
+        }
+    }
+}
+
 /// The device number of a device file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct DeviceNumber {

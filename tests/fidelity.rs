@@ -1195,15 +1195,15 @@ fn every_way_to_read_gives_the_same_bytes() {
     }
     // With passthrough the kernel reads the backing file, which wants O_DIRECT's buffers and offsets aligned, as kernel
     // overlayfs does; without it any will do.
-    for (passthrough, alignment) in [("passthrough=off", 1), ("passthrough=on", 4096)] {
-        assert_every_way_to_read(passthrough, alignment);
+    for (opens, alignment) in [("opens=once", 1), ("opens=each", 1), ("opens=passthrough", 4096)] {
+        assert_every_way_to_read(opens, alignment);
     }
 }
 
-fn assert_every_way_to_read(passthrough: &str, alignment: usize) {
+fn assert_every_way_to_read(opens: &str, alignment: usize) {
     let content = noise(3 * 1024 * 1024 + 17);
     let fill = |diff: &Path| fs::write(diff.join("file"), &content).unwrap();
-    let bench = Bench::with(Backing::Disk, &["-o", passthrough], fill);
+    let bench = Bench::with(Backing::Disk, &["-o", opens], fill);
     for place in bench.places() {
         let path = place.join("file");
         let file = File::open(&path).unwrap();

@@ -18,7 +18,7 @@ use docker_fs::layer::mem::MemTree;
 use docker_fs::layer::whiteout::Prefix;
 use docker_fs::layer::{Layer, LayerId, LayerTree, ReadAt, Seek, Whiteouts};
 use docker_fs::meta::{Kind, Meta, Timestamp};
-use docker_fs::mount;
+use docker_fs::mount::{self, Opens};
 use docker_fs::name::{Name, TreePath};
 use docker_fs::reference::Reference;
 use docker_fs::root::Space;
@@ -177,10 +177,15 @@ fn errno<T: std::fmt::Debug>(answer: io::Result<T>) -> Option<i32> {
 
 #[test]
 fn a_panic_answers_eio_and_the_mount_goes_on() {
-    const EIO: Option<i32> = Some(5);
-    if !support::mount::require_privileges("mounting") {
-        return;
+    if support::mount::require_privileges("mounting") {
+        for opens in [Opens::Once, Opens::Passthrough, Opens::Each] {
+            survives_panics(opens);
+        }
     }
+}
+
+fn survives_panics(opens: Opens) {
+    const EIO: Option<i32> = Some(5);
     let dir = tempfile::tempdir().unwrap();
     let view = View::new(Box::new(OneImage), Options::default()).unwrap();
     let options = mount::Options {
@@ -188,7 +193,7 @@ fn a_panic_answers_eio_and_the_mount_goes_on() {
         fs_name: "test".to_owned(),
         allow_other: false,
         noexec: false,
-        passthrough: true,
+        opens,
         threads: 2,
     };
     let mut mounted = mount::mount(view, &options).unwrap();

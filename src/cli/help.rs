@@ -44,7 +44,9 @@ Mount options (-o):
   kind=KIND           as --kind
   log_file=FILE       as --log-file
   noexec              let no program be started from the mount
-  passthrough=off     let the kernel not read large files by itself, where it could
+  opens=once          the kernel opens files without asking: quickest for many small files [default]
+  opens=passthrough   … asks, and reads large files by itself where it can
+  opens=each          … asks for each opening and reading
   threads=N           how many requests are served at once, 1 to 64
                       [default: as many as there are CPUs, 2 to 8]
   whiteouts=oci       a deletion in a layer is a file .wh.NAME, as in OCI images [default]

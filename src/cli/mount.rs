@@ -13,12 +13,15 @@ use super::daemon::{self, Audience};
 use super::source::Surroundings;
 use super::unmount::{canonical, mounts};
 use super::{Exit, Failure, logging, mountpoint, overlap, signals, source, words};
-use crate::mount;
+use crate::mount::{self, Opens};
 use crate::store::{self, Damage};
 use crate::view::{self, View};
 
 /// Threads that serve where nothing else was asked for: one per CPU, but within these.
 const THREADS: std::ops::RangeInclusive<usize> = 2..=8;
+
+/// How files are opened where nothing else was asked for.
+const OPENS: Opens = Opens::Once;
 
 /// Mounts, and serves in the place that was asked for.
 ///
@@ -57,7 +60,7 @@ fn serve(request: &Mount, audience: &mut Audience) -> Result<(), Failure> {
         fs_name: options.fs_name.clone().unwrap_or_else(|| source.to_string_lossy().into_owned()),
         allow_other: options.allow_other,
         noexec: options.noexec,
-        passthrough: options.passthrough.unwrap_or(true),
+        opens: options.opens.unwrap_or(OPENS),
         threads: options.threads.unwrap_or(cpus.clamp(*THREADS.start(), *THREADS.end())),
         mount_point: mount_point.clone(),
     };

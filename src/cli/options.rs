@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 
 use crate::layer::whiteout::Prefix;
+use crate::mount::Opens;
 use crate::view::Form;
 
 /// The most threads that may be asked for.
@@ -53,8 +54,8 @@ pub(super) struct Options {
     pub(super) prefix: Option<Prefix>,
     pub(super) allow_other: bool,
     pub(super) noexec: bool,
-    /// `None`: where the kernel can.
-    pub(super) passthrough: Option<bool>,
+    /// `None`: as serves most.
+    pub(super) opens: Option<Opens>,
     pub(super) fs_name: Option<String>,
     pub(super) threads: Option<usize>,
     pub(super) kind: Option<String>,
@@ -94,8 +95,9 @@ impl Options {
                 no_value(name, value)?;
                 self.noexec = name == "noexec";
             }
-            "passthrough" => {
-                self.passthrough = Some(choice(name, value, &[("on", true), ("off", false)])?);
+            "opens" => {
+                let ways = [("once", Opens::Once), ("passthrough", Opens::Passthrough), ("each", Opens::Each)];
+                self.opens = Some(choice(name, value, &ways)?);
             }
             "fsname" => self.fs_name = Some(wanted(name, value)?.to_owned()),
             "threads" => self.threads = Some(threads(name, value)?),
@@ -179,7 +181,8 @@ mod tests {
 
     #[test]
     fn every_option_is_read() {
-        let all = r"whiteouts=stored,xattrs=user,allow_other,noexec,fsname=a\,b,threads=3,kind=docker,log_file=/l";
+        let all =
+            r"whiteouts=stored,xattrs=user,allow_other,noexec,opens=each,fsname=a\,b,threads=3,kind=docker,log_file=/l";
         assert_eq!(
             read(all),
             Ok(Options {
@@ -187,7 +190,7 @@ mod tests {
                 prefix: Some(Prefix::User),
                 allow_other: true,
                 noexec: true,
-                passthrough: None,
+                opens: Some(Opens::Each),
                 fs_name: Some("a,b".to_owned()),
                 threads: Some(3),
                 kind: Some("docker".to_owned()),

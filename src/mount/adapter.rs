@@ -17,8 +17,10 @@ use fuser::{
 };
 use rustix::io::Errno;
 
+use super::Opens;
+use super::files::NO_HANDLE;
 use super::passthrough::Passthrough;
-use super::server::{Attributes, Caching, Looked, Server};
+use super::server::{Attributes, Caching, Looked, Reading, Server};
 use crate::error::{Error, Result};
 use crate::layer::Seek;
 use crate::meta::{DeviceNumber, Kind, Meta, Timestamp};
@@ -38,16 +40,20 @@ thread_local! {
 #[derive(Debug)]
 pub(super) struct Adapter {
     server: Server,
+    opens: Opens,
     passthrough: Passthrough,
+    /// Whether the kernel can do without opening directories.
+    lists_unopened: bool,
     /// Whether the kernel checks permissions, and so must know ACLs.
     checks_permissions: bool,
 }
 
 impl Adapter {
-    pub(super) fn new(server: Server, passthrough: bool, allow_other: bool) -> Self {
+    pub(super) fn new(server: Server, opens: Opens, allow_other: bool) -> Self {
         // Root passes every check, and the kernel keeps ACLs only where it checks.
         let checks_permissions = allow_other || rustix::process::geteuid().is_root();
-        Self { server, passthrough: Passthrough::new(passthrough), checks_permissions }
+        let passthrough = Passthrough::new(opens == Opens::Passthrough);
+        Self { server, opens, passthrough, lists_unopened: false, checks_permissions }
     }
 
     /// Runs a request's handler. Whatever happens in it, the caller has an answer to send.
@@ -147,9 +153,19 @@ impl Filesystem for Adapter {
                 log::info!("the kernel does not offer {flag:?}");
             }
         }
-        let offered = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok();
-        if !(self.passthrough.is_enabled() && offered && config.set_max_stack_depth(1).is_ok()) {
-            self.passthrough.disable(&"not offered by the kernel, or not wanted");
+        self.lists_unopened = config.add_capabilities(InitFlags::FUSE_NO_OPENDIR_SUPPORT).is_ok();
+        match self.opens {
+            Opens::Once if config.add_capabilities(InitFlags::FUSE_NO_OPEN_SUPPORT).is_err() => {
+                self.opens = Opens::Each;
+                log::info!("files are opened one by one: the kernel knows no other way");
+            }
+            Opens::Passthrough => {
+                let offered = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok();
+                if !(offered && config.set_max_stack_depth(1).is_ok()) {
+                    self.passthrough.disable(&"not offered by the kernel");
+                }
+            }
+            Opens::Once | Opens::Each => {}
         }
         if config.set_max_background(BACKGROUND_MAX).is_err() {
             log::info!("the kernel keeps its own limit of background requests");
@@ -177,7 +193,11 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, _: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        match self.answer("getattr", number, |server| server.attributes(number.0)) {
+        let attributes = |server: &Server| match self.opens {
+            Opens::Once => server.attributes_to_read(number.0),
+            Opens::Each | Opens::Passthrough => server.attributes(number.0),
+        };
+        match self.answer("getattr", number, attributes) {
             Ok(Attributes { number, meta, valid }) => reply.attr(&valid, &attr(number, &meta)),
             Err(errno) => reply.error(errno),
         }
@@ -190,7 +210,11 @@ impl Filesystem for Adapter {
         }
     }
 
+    /// "Not implemented" is the kernel's word for "not needed": it asks no more, and reads by inode.
     fn open(&self, _: &Request, number: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        if self.opens == Opens::Once {
+            return reply.error(fuser::Errno::ENOSYS);
+        }
         let opened = match self.answer("open", number, |server| server.open(number.0)) {
             Ok(opened) => opened,
             Err(errno) => return reply.error(errno),
@@ -228,15 +252,16 @@ impl Filesystem for Adapter {
                 buffer.resize(size, 0);
             }
             let into = buffer.get_mut(..size).unwrap_or_default();
-            match self.answer("read", number, |server| server.read(handle.0, into, offset)) {
+            match self.answer("read", number, |server| server.read(number.0, handle.0, into, offset)) {
                 Ok(filled) => reply.data(buffer.get(..filled).unwrap_or_default()),
                 Err(errno) => reply.error(errno),
             }
         });
     }
 
+    /// Nothing is ever written, so nothing is flushed; the kernel asks once.
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        reply.ok();
+        reply.error(fuser::Errno::ENOSYS);
     }
 
     fn release(
@@ -256,33 +281,37 @@ impl Filesystem for Adapter {
         }
     }
 
+    /// As [`flush`](Self::flush).
     fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        reply.ok();
+        reply.error(fuser::Errno::ENOSYS);
     }
 
+    /// As [`open`](Self::open).
     fn opendir(&self, _: &Request, number: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        match self.answer("opendir", number, |server| server.open_dir(number.0)) {
-            Ok((handle, true)) => {
-                reply.opened(FileHandle(handle), FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE);
+        if self.lists_unopened {
+            return reply.error(fuser::Errno::ENOSYS);
+        }
+        match self.answer("opendir", number, |server| server.keeps_listing(number.0)) {
+            Ok(true) => {
+                reply.opened(FileHandle(NO_HANDLE), FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE);
             }
-            Ok((handle, false)) => reply.opened(FileHandle(handle), FopenFlags::empty()),
+            Ok(false) => reply.opened(FileHandle(NO_HANDLE), FopenFlags::empty()),
             Err(errno) => reply.error(errno),
         }
     }
 
-    /// Offset 0 is the start, 1 is behind `.`, 2 behind `..`, and so on along the listing.
-    fn readdir(&self, _: &Request, number: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    /// Offset 0 is the start, 1 is behind `.`, 2 behind `..`; entries have their own.
+    fn readdir(&self, _: &Request, number: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let filled = self.answer("readdir", number, |server| {
-            let listing = server.listing(handle.0, offset == 0)?;
-            let dots = [(listing.number, "."), (listing.parent, "..")];
-            for (at, (dot, name)) in (1..).zip(dots).skip(skipped(offset, 0)) {
-                if reply.add(INodeNo(dot), at, FileType::Directory, name) {
+            let dir = server.reading(number.0, offset)?;
+            for (at, inode, name) in dots(&dir, offset) {
+                if reply.add(INodeNo(inode), at, FileType::Directory, name) {
                     return Ok(());
                 }
             }
-            for (at, entry) in (3..).zip(listing.entries.iter()).skip(skipped(offset, 2)) {
+            for entry in dir.listing.behind(offset) {
                 let (inode, meta) = server.number(entry);
-                if reply.add(INodeNo(inode), at, kind(meta.kind), entry.name.as_os_str()) {
+                if reply.add(INodeNo(inode), entry.offset, kind(meta.kind), entry.name.as_os_str()) {
                     return Ok(());
                 }
             }
@@ -294,27 +323,19 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn readdirplus(
-        &self,
-        _: &Request,
-        number: INodeNo,
-        handle: FileHandle,
-        offset: u64,
-        mut reply: ReplyDirectoryPlus,
-    ) {
+    fn readdirplus(&self, _: &Request, number: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
         let filled = self.answer("readdirplus", number, |server| {
-            let listing = server.listing(handle.0, offset == 0)?;
+            let dir = server.reading(number.0, offset)?;
             // The kernel looks at number and type of these two only, and counts no lookup.
-            let dots = [(listing.number, "."), (listing.parent, "..")];
-            for (at, (dot, name)) in (1..).zip(dots).skip(skipped(offset, 0)) {
-                let meta = Meta::made_up(Kind::Directory, 0o555, Timestamp::default(), 0);
-                if reply.add(INodeNo(dot), at, name, &Duration::ZERO, &attr(dot, &meta), Generation(0)) {
+            let meta = Meta::made_up(Kind::Directory, 0o555, Timestamp::default(), 0);
+            for (at, inode, name) in dots(&dir, offset) {
+                if reply.add(INodeNo(inode), at, name, &Duration::ZERO, &attr(inode, &meta), Generation(0)) {
                     return Ok(());
                 }
             }
-            for (at, entry) in (3..).zip(listing.entries.iter()).skip(skipped(offset, 2)) {
-                let (Attributes { number, meta, valid }, generation) = server.entry(&listing, entry);
-                let name = entry.name.as_os_str();
+            for entry in dir.listing.behind(offset) {
+                let (Attributes { number, meta, valid }, generation) = server.entry(&dir, entry);
+                let (at, name) = (entry.offset, entry.name.as_os_str());
                 if reply.add(INodeNo(number), at, name, &valid, &attr(number, &meta), Generation(generation)) {
                     return server.forget(number, 1);
                 }
@@ -327,15 +348,8 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn releasedir(&self, _: &Request, number: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
-        match self.answer("releasedir", number, |server| server.release_dir(handle.0)) {
-            Ok(()) => reply.ok(),
-            Err(errno) => reply.error(errno),
-        }
-    }
-
     fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        reply.ok();
+        reply.error(fuser::Errno::ENOSYS);
     }
 
     fn statfs(&self, _: &Request, number: INodeNo, reply: ReplyStatfs) {
@@ -402,7 +416,7 @@ impl Filesystem for Adapter {
                 SEEK_HOLE => Seek::Hole,
                 _ => return Err(Error::io(|| "seek".to_owned())(Errno::INVAL)),
             };
-            server.seek(handle.0, to, offset)
+            server.seek(number.0, handle.0, to, offset)
         });
         match sought.map(|offset| i64::try_from(offset).unwrap_or(i64::MAX)) {
             Ok(offset) => reply.offset(offset),
@@ -411,9 +425,9 @@ impl Filesystem for Adapter {
     }
 }
 
-/// How many of the entries behind the first `before` a reader at `offset` has had.
-fn skipped(offset: u64, before: u64) -> usize {
-    usize::try_from(offset.saturating_sub(before)).unwrap_or(usize::MAX)
+/// `.` and `..` with their inodes, each with the offset behind it, as far as a reader at `offset` has not had them.
+fn dots(dir: &Reading, offset: u64) -> impl Iterator<Item = (u64, u64, &'static str)> {
+    [(1, dir.number, "."), (2, dir.parent, "..")].into_iter().filter(move |(behind, ..)| *behind > offset)
 }
 
 #[cfg(test)]

@@ -144,17 +144,17 @@ impl Inodes {
         self.table.lock().number_of(key)
     }
 
-    /// Takes back `count` lookups.
-    pub(super) fn forget(&self, number: u64, count: u64) {
+    /// Takes back `count` lookups; answers the key of a node that the kernel no longer holds.
+    pub(super) fn forget(&self, number: u64, count: u64) -> Option<Key> {
         if number == ROOT {
-            return;
+            return None;
         }
         let mut table = self.table.lock();
-        let Entry::Occupied(mut entry) = table.inodes.entry(number) else { return };
+        let Entry::Occupied(mut entry) = table.inodes.entry(number) else { return None };
         let left = entry.get().lookups.saturating_sub(count);
         entry.get_mut().lookups = left;
         if left > 0 {
-            return;
+            return None;
         }
         let inode = entry.remove();
         if !table.moved.is_empty() {
@@ -166,6 +166,7 @@ impl Inodes {
             drop(table);
             crate::sys::release_memory();
         }
+        Some(inode.held.key)
     }
 
     /// How many nodes the kernel holds.

@@ -6,9 +6,11 @@
 
 mod adapter;
 mod attach;
-mod handles;
+mod files;
 mod inodes;
+mod listings;
 mod passthrough;
+mod refresh;
 mod server;
 
 use std::path::PathBuf;
@@ -21,6 +23,7 @@ use crate::view::View;
 
 pub use attach::Unmounter;
 use attach::{Attached, Way};
+use refresh::{Refresher, Refreshing};
 
 /// What `/proc/mounts` calls the type of these mounts.
 pub const TYPE: &str = "fuse.docker-fs";
@@ -37,10 +40,23 @@ pub struct Options {
     pub allow_other: bool,
     /// Whether programs in the tree cannot be started.
     pub noexec: bool,
-    /// Whether the kernel may read large files of layers by itself, where it can.
-    pub passthrough: bool,
+    /// How files are opened.
+    pub opens: Opens,
     /// How many threads answer requests, at least one.
     pub threads: usize,
+}
+
+/// How files are opened: what the kernel does by itself, and what it asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Opens {
+    /// The kernel is told once that it need not ask (`ENOSYS` to `FUSE_OPEN`), and reads by inode. Many small files are
+    /// read fastest so. What it has read stays in the page cache from one opening to the next.
+    Once,
+    /// The kernel asks for each opening, and reads large files of layers by itself (`FUSE_PASSTHROUGH`, Linux 6.9, needs
+    /// `CAP_SYS_ADMIN`), without a second copy in the page cache. Where it cannot, as [`Opens::Each`].
+    Passthrough,
+    /// The kernel asks for each opening and each reading.
+    Each,
 }
 
 /// A mounted view, not yet served: requests wait.
@@ -49,6 +65,7 @@ pub struct Mounted {
     session: Session<adapter::Adapter>,
     /// `None` where a helper program mounted.
     attached: Option<Attached>,
+    refreshing: Refreshing,
 }
 
 /// Mounts a view; returns when the kernel's first request was answered.
@@ -56,12 +73,13 @@ pub struct Mounted {
 /// # Errors
 /// [`Error::Io`] where the system refuses the mount.
 pub fn mount(view: View, options: &Options) -> Result<Mounted> {
-    let adapter = adapter::Adapter::new(server::Server::new(view), options.passthrough, options.allow_other);
+    let (refresher, refreshing) = Refresher::new();
+    let adapter = adapter::Adapter::new(server::Server::new(view, refresher), options.opens, options.allow_other);
     let doing = || format!("mount on {}", options.mount_point.display());
     let config = config(options);
     match attach::attach(options)? {
         Some((device, attached)) => match Session::from_fd(adapter, device, config.acl, config) {
-            Ok(session) => Ok(Mounted { session, attached: Some(attached) }),
+            Ok(session) => Ok(Mounted { session, attached: Some(attached), refreshing }),
             Err(error) => {
                 // The first error is the one to report.
                 let _ = attached.detach(UnmountFlags::DETACH);
@@ -70,7 +88,7 @@ pub fn mount(view: View, options: &Options) -> Result<Mounted> {
         },
         None => {
             let session = Session::new(adapter, &options.mount_point, &config).map_err(Error::io(doing))?;
-            Ok(Mounted { session, attached: None })
+            Ok(Mounted { session, attached: None, refreshing })
         }
     }
 }
@@ -118,8 +136,9 @@ impl Mounted {
     /// # Errors
     /// [`Error::Io`] where the kernel can no longer be talked to.
     pub fn serve(self) -> Result<()> {
-        let Self { session, attached } = self;
-        let served = session.run().map_err(Error::io(|| "answer the kernel's requests".to_owned()));
+        let Self { session, attached, refreshing } = self;
+        let served = refreshing.start(session.notifier()).and_then(|()| session.run());
+        let served = served.map_err(Error::io(|| "answer the kernel's requests".to_owned()));
         if let (Err(_), Some(attached)) = (&served, attached) {
             // A mount that no one serves would only be in the way; the first error is the one to report.
             let _ = attached.detach(UnmountFlags::DETACH);

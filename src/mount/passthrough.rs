@@ -40,11 +40,6 @@ impl Passthrough {
         Self { enabled: AtomicBool::new(enabled), open: Mutex::new(Open::default()) }
     }
 
-    /// Whether it is to be used.
-    pub(super) fn is_enabled(&self) -> bool {
-        self.enabled.load(Ordering::Relaxed)
-    }
-
     /// Gives it up for good.
     pub(super) fn disable(&self, why: &dyn std::fmt::Display) {
         if self.enabled.swap(false, Ordering::Relaxed) {
@@ -61,7 +56,8 @@ impl Passthrough {
         size_bytes: u64,
         file: &dyn ReadAt,
     ) -> Option<Arc<BackingId>> {
-        let descriptor = file.backing_fd().filter(|_| self.is_enabled() && size_bytes >= SMALLEST)?;
+        let descriptor =
+            file.backing_fd().filter(|_| self.enabled.load(Ordering::Relaxed) && size_bytes >= SMALLEST)?;
         let mut open = self.open.lock();
         let shared = open.by_inode.get(&inode).and_then(Weak::upgrade);
         let backing = match shared {

@@ -1,15 +1,16 @@
-//! What each request means: from inode numbers and handles to the view and back.
+//! What each request means: from inode numbers, offsets and handles to the view and back.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use rustix::io::Errno;
 
-use super::handles::Handles;
+use super::files::{NO_HANDLE, OpenFile, OpenFiles};
 use super::inodes::{Held, Inodes, Key};
+use super::listings::{Listed, Listing, Listings};
+use super::refresh::Refresher;
 use crate::error::{Error, Result};
-use crate::layer::{ReadAt, Seek};
+use crate::layer::Seek;
 use crate::meta::Meta;
 use crate::name::Name;
 use crate::root::Space;
@@ -26,8 +27,9 @@ pub(super) struct Server {
     /// User and group of the view's own files: those who mounted.
     owner: (u32, u32),
     inodes: Inodes,
-    files: Handles<OpenFile>,
-    directories: Handles<OpenDir>,
+    listings: Arc<Listings>,
+    files: OpenFiles,
+    refresher: Refresher,
 }
 
 /// A node as the kernel is told of it.
@@ -58,21 +60,6 @@ pub(super) enum Caching {
     Never,
 }
 
-/// An entry of a listing.
-#[derive(Debug)]
-pub(super) struct Listed {
-    pub(super) name: Name,
-    node: Arc<Node>,
-    key: Key,
-}
-
-/// An open file.
-#[derive(Debug)]
-pub(super) struct OpenFile {
-    number: u64,
-    pub(super) reader: Box<dyn ReadAt>,
-}
-
 /// The answer to an opening.
 #[derive(Debug)]
 pub(super) struct Opened {
@@ -82,18 +69,10 @@ pub(super) struct Opened {
     pub(super) file: Arc<OpenFile>,
 }
 
-#[derive(Debug)]
-struct OpenDir {
-    held: Held,
-    number: u64,
-    /// Guards the listing that the reader is in the middle of; held only to copy or replace it.
-    listing: Mutex<Option<Arc<[Listed]>>>,
-}
-
 /// A directory being read.
 #[derive(Debug)]
-pub(super) struct Listing {
-    pub(super) entries: Arc<[Listed]>,
+pub(super) struct Reading {
+    pub(super) listing: Arc<Listing>,
     pub(super) number: u64,
     pub(super) parent: u64,
     valid: Duration,
@@ -104,11 +83,12 @@ fn validity(changes: bool) -> Duration {
 }
 
 impl Server {
-    pub(super) fn new(view: View) -> Self {
+    pub(super) fn new(view: View, refresher: Refresher) -> Self {
         let inodes = Inodes::new(view.root());
         let is_labelled = view.is_labelled();
         let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        Self { view, is_labelled, owner, inodes, files: Handles::default(), directories: Handles::default() }
+        let listings = Arc::new(Listings::default());
+        Self { view, is_labelled, owner, inodes, listings, files: OpenFiles::default(), refresher }
     }
 
     /// A node's attributes as users see them.
@@ -136,7 +116,10 @@ impl Server {
     }
 
     pub(super) fn forget(&self, number: u64, count: u64) -> Result<()> {
-        self.inodes.forget(number, count);
+        if let Some(gone) = self.inodes.forget(number, count) {
+            self.listings.give_up(gone);
+            self.files.close(number);
+        }
         Ok(())
     }
 
@@ -145,13 +128,27 @@ impl Server {
         let meta = match node.fresh_meta() {
             // Replaced or removed, but a reader has it open: it is still that file.
             Err(stale @ Error::Stale { .. }) => {
-                let open = self.files.find(|file| file.number == number).ok_or(stale)?;
+                let open = self.files.of_inode(number).ok_or(stale)?;
                 let stale = || Error::Stale { what: format!("inode {number}") };
                 open.reader.meta().map_err(Error::io(|| "read attributes".to_owned()))?.ok_or_else(stale)?
             }
             answer => answer?,
         };
         Ok(Attributes { number, meta: self.owned(&node, meta), valid: validity(node.changes()) })
+    }
+
+    /// The attributes of a file that the kernel may read without opening it. A text that changes is read along with
+    /// them, so that what is read next has the size that was told.
+    pub(super) fn attributes_to_read(&self, number: u64) -> Result<Attributes> {
+        let node = self.held(number)?.node;
+        if !(node.changes() && matches!(*node, Node::Text(_))) {
+            return self.attributes(number);
+        }
+        let file = OpenFile { number, generation: node.generation(), reader: node.open()? };
+        let told = file.reader.meta().map_err(Error::io(|| "read attributes".to_owned()))?;
+        self.files.keep(Arc::new(file));
+        let meta = self.owned(&node, told.unwrap_or_else(|| node.meta()));
+        Ok(Attributes { number, meta, valid: Duration::ZERO })
     }
 
     pub(super) fn read_link(&self, number: u64) -> Result<Vec<u8>> {
@@ -163,73 +160,79 @@ impl Server {
         let caching = match (node.changes(), node.as_ref()) {
             (false, _) => Caching::Kept,
             (true, Node::Text(_)) => Caching::Never,
-            (true, _) => {
-                // Not another file that has the name by now.
-                node.fresh_meta()?;
-                Caching::WhileOpen
-            }
+            (true, _) => Caching::WhileOpen,
         };
         let size_bytes = node.meta().size_bytes;
-        let (handle, file) = self.files.insert(OpenFile { number, reader: node.open()? });
+        let (handle, file) = self.files.insert(open(number, &node)?);
         Ok(Opened { handle, caching, size_bytes, file })
     }
 
     /// Fills the buffer as far as the file goes.
-    pub(super) fn read(&self, handle: u64, buffer: &mut [u8], offset: u64) -> Result<usize> {
-        let file = self.file(handle)?;
-        let mut filled = 0_usize;
-        while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-            let at = offset.saturating_add(u64::try_from(filled).unwrap_or(u64::MAX));
-            match file.reader.read_at(rest, at) {
-                Ok(0) => break,
-                Ok(count) => filled = filled.saturating_add(count),
+    pub(super) fn read(&self, number: u64, handle: u64, buffer: &mut [u8], offset: u64) -> Result<usize> {
+        let file = self.file(number, handle)?;
+        let filled = loop {
+            match file.reader.read_at(buffer, offset) {
+                Ok(filled) => break filled,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(Error::io(|| format!("read at {at}"))(error)),
+                Err(error) => return Err(Error::io(|| format!("read at {offset}"))(error)),
             }
+        };
+        if handle == NO_HANDLE {
+            self.was_read(number, file, filled < buffer.len())?;
         }
         Ok(filled)
     }
 
-    pub(super) fn seek(&self, handle: u64, to: Seek, offset: u64) -> Result<u64> {
-        self.file(handle)?.reader.seek(to, offset).map_err(Error::io(|| format!("seek from {offset}")))
-    }
-
-    fn file(&self, handle: u64) -> Result<Arc<OpenFile>> {
-        self.files.get(handle).ok_or_else(|| Error::io(|| format!("use handle {handle}"))(Errno::BADF))
-    }
-
-    pub(super) fn release(&self, handle: u64) -> Result<()> {
-        self.files.remove(handle);
+    /// Keeps a file open that has no handle, for as long as it will be read again.
+    fn was_read(&self, number: u64, file: Arc<OpenFile>, to_the_end: bool) -> Result<()> {
+        if self.held(number)?.node.changes() {
+            self.refresher.was_read(number);
+            self.files.keep(file);
+        } else if to_the_end {
+            self.files.close(number);
+        } else {
+            self.files.keep(file);
+        }
         Ok(())
     }
 
-    /// Opens a directory; tells whether the kernel may keep its listing.
-    pub(super) fn open_dir(&self, number: u64) -> Result<(u64, bool)> {
-        let held = self.held(number)?;
-        let keep = !held.node.changes();
-        let (handle, _) = self.directories.insert(OpenDir { held, number, listing: Mutex::new(None) });
-        Ok((handle, keep))
+    pub(super) fn seek(&self, number: u64, handle: u64, to: Seek, offset: u64) -> Result<u64> {
+        self.file(number, handle)?.reader.seek(to, offset).map_err(Error::io(|| format!("seek from {offset}")))
     }
 
-    /// The listing that a reader sees; `anew` where it starts from the beginning.
-    pub(super) fn listing(&self, handle: u64, anew: bool) -> Result<Listing> {
-        let dir =
-            self.directories.get(handle).ok_or_else(|| Error::io(|| format!("use handle {handle}"))(Errno::BADF))?;
-        let changes = dir.held.node.changes();
-        let known = dir.listing.lock().clone().filter(|_| !(anew && changes));
-        let entries = match known {
-            Some(entries) => entries,
-            None => {
-                let entry = |(name, node): (Name, Node)| {
-                    let key = Key::child(dir.held.key, &name, &node);
-                    Listed { name, node: Arc::new(node), key }
-                };
-                let entries: Arc<[Listed]> = dir.held.node.list()?.into_iter().map(entry).collect();
-                *dir.listing.lock() = Some(Arc::clone(&entries));
-                entries
-            }
+    fn file(&self, number: u64, handle: u64) -> Result<Arc<OpenFile>> {
+        if handle != NO_HANDLE {
+            return self.files.get(handle).ok_or_else(|| Error::io(|| format!("use handle {handle}"))(Errno::BADF));
+        }
+        let node = self.held(number)?.node;
+        match self.files.kept(number).filter(|file| file.generation == node.generation()) {
+            Some(file) => Ok(file),
+            None => Ok(Arc::new(open(number, &node)?)),
+        }
+    }
+
+    pub(super) fn release(&self, handle: u64) -> Result<()> {
+        self.files.release(handle);
+        Ok(())
+    }
+
+    /// Whether the kernel may keep a directory's listing.
+    pub(super) fn keeps_listing(&self, number: u64) -> Result<bool> {
+        Ok(!self.held(number)?.node.changes())
+    }
+
+    /// The listing for a reader at this offset.
+    pub(super) fn reading(&self, number: u64, offset: u64) -> Result<Reading> {
+        let dir = self.held(number)?;
+        let changes = dir.node.changes();
+        let make = || Ok(Listing::new(dir.key, dir.node.list()?, changes));
+        let listing = if changes && offset == 0 {
+            self.refresher.was_read(number);
+            self.listings.keep(dir.key, make()?)
+        } else {
+            self.listings.get(dir.key, make)?
         };
-        Ok(Listing { entries, number: dir.number, parent: dir.held.parent, valid: validity(changes) })
+        Ok(Reading { listing, number, parent: dir.parent, valid: validity(changes) })
     }
 
     /// An entry's inode number and type, for a listing without attributes.
@@ -238,16 +241,11 @@ impl Server {
     }
 
     /// An entry as a lookup would answer it; counts a lookup.
-    pub(super) fn entry(&self, listing: &Listing, entry: &Listed) -> (Attributes, u64) {
-        let number = self.inodes.remember(entry.key, &entry.node, listing.number);
-        let valid = listing.valid.min(validity(entry.node.changes()));
+    pub(super) fn entry(&self, dir: &Reading, entry: &Listed) -> (Attributes, u64) {
+        let number = self.inodes.remember(entry.key, &entry.node, dir.number);
+        let valid = dir.valid.min(validity(entry.node.changes()));
         let meta = self.owned(&entry.node, entry.node.meta());
         (Attributes { number, meta, valid }, entry.node.generation())
-    }
-
-    pub(super) fn release_dir(&self, handle: u64) -> Result<()> {
-        self.directories.remove(handle);
-        Ok(())
     }
 
     /// The value of an extended attribute. Where the store has no `SELinux` labels, a missing one is answered by "not
@@ -272,4 +270,12 @@ impl Server {
     pub(super) fn space(&self) -> Result<Space> {
         self.view.space()
     }
+}
+
+/// Opens a node's content. Where it may change, not that of another file that has the name by now.
+fn open(number: u64, node: &Node) -> Result<OpenFile> {
+    if node.changes() && !matches!(node, Node::Text(_)) {
+        node.fresh_meta()?;
+    }
+    Ok(OpenFile { number, generation: node.generation(), reader: node.open()? })
 }

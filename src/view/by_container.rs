@@ -63,7 +63,7 @@ impl Section for ByContainer {
     }
 
     fn time(&self) -> Timestamp {
-        self.0.snapshot.read().catalogue.changed
+        self.0.current().time
     }
 
     fn changes(&self) -> bool {

@@ -58,7 +58,7 @@ impl Section for Names {
     }
 
     fn time(&self) -> Timestamp {
-        self.shared.snapshot.read().catalogue.changed
+        self.shared.current().time
     }
 
     fn changes(&self) -> bool {
@@ -101,7 +101,7 @@ impl Section for ById {
     }
 
     fn time(&self) -> Timestamp {
-        self.0.snapshot.read().catalogue.changed
+        self.0.current().time
     }
 
     fn changes(&self) -> bool {

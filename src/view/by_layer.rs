@@ -68,7 +68,7 @@ impl Section for ByLayer {
     }
 
     fn time(&self) -> Timestamp {
-        self.shared.snapshot.read().catalogue.changed
+        self.shared.current().time
     }
 
     fn changes(&self) -> bool {

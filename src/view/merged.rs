@@ -82,7 +82,7 @@ impl Section for Merged {
     }
 
     fn time(&self) -> Timestamp {
-        self.shared.snapshot.read().catalogue.changed
+        self.shared.current().time
     }
 
     fn changes(&self) -> bool {

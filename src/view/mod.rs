@@ -110,6 +110,9 @@ struct Shared {
 #[derive(Debug)]
 struct Snapshot {
     generation: Generation,
+    /// The time that folders show whose names come and go: another one in each state, since the kernel keeps a listing
+    /// until its directory has another time.
+    time: Timestamp,
     /// Whether no change can have gone unseen since the generation was taken.
     is_settled: bool,
     catalogue: Catalogue,
@@ -180,7 +183,7 @@ impl Shared {
         let known = Arc::clone(&self.snapshot.read());
         match self.store.generation() {
             Ok(generation) if generation == known.generation && known.is_settled => known,
-            Ok(_) => match Snapshot::read(self.store.as_ref(), Some(&known.catalogue)) {
+            Ok(_) => match Snapshot::read(self.store.as_ref(), Some(&known)) {
                 Ok(fresh) => {
                     log::debug!("the store changed and was read again");
                     let damage = &fresh.catalogue.damage;
@@ -245,11 +248,11 @@ fn undamaged<T>(node: Result<T>) -> Result<Option<T>> {
 }
 
 impl Snapshot {
-    fn read(store: &dyn Store, known: Option<&Catalogue>) -> Result<Self> {
+    fn read(store: &dyn Store, known: Option<&Self>) -> Result<Self> {
         // Taken first: what changes while the catalogue is read shows as another generation the next time.
         let generation = store.generation()?;
         let is_settled = !generation.is_fresh();
-        let catalogue = store.catalogue(known)?;
+        let catalogue = store.catalogue(known.map(|known| &known.catalogue))?;
         let mut diffs = BTreeMap::new();
         for (chain, record) in &catalogue.layers {
             if let Some(diff) = record.diff {
@@ -271,7 +274,13 @@ impl Snapshot {
                 users.entry(layer.chain).or_default().push(image.id);
             }
         }
+        let time = match known {
+            Some(known) if known.generation == generation => known.time,
+            Some(known) => catalogue.changed.max(known.time.next()),
+            None => catalogue.changed,
+        };
         Ok(Self {
+            time,
             tags: NameTree::tags(&catalogue),
             digests: NameTree::digests(&catalogue),
             merged: NameTree::merged(&catalogue),
@@ -294,7 +303,7 @@ impl Section for RootDir {
     }
 
     fn time(&self) -> Timestamp {
-        self.0.snapshot.read().catalogue.changed
+        self.0.current().time
     }
 
     fn changes(&self) -> bool {

@@ -192,7 +192,7 @@ impl Node {
     /// [`Error::Stale`] where its content is gone.
     pub fn open(&self) -> Result<Box<dyn ReadAt>> {
         match self {
-            Self::Text(text) => Ok(Box::new(text.content()?)),
+            Self::Text(text) => Ok(Box::new(text.open()?)),
             Self::InLayer(node) => node.open(),
             Self::InUnion(node) => node.open(),
             Self::Section(_) => Err(wrong_kind("open a directory", Errno::ISDIR)),

@@ -1,10 +1,12 @@
 //! Small files: what the view says, and the configs that the store keeps.
 
+use std::io;
 use std::sync::Arc;
 
 use super::{Shared, status};
 use crate::digest::{ContainerId, ImageId};
 use crate::error::Result;
+use crate::layer::{ReadAt, Seek};
 use crate::meta::{Kind, Meta, Timestamp};
 
 const FOR_ALL: u16 = 0o444;
@@ -65,7 +67,7 @@ impl Text {
     }
 
     pub(super) fn status(shared: &Arc<Shared>) -> Self {
-        let time = shared.snapshot.read().catalogue.changed;
+        let time = shared.snapshot.read().time;
         let body = Body::Status(Config { shared: Arc::clone(shared), id: () });
         let mut text = Self { body, permissions: FOR_ALL, time, size_bytes: 0 };
         text.size_bytes = text.content().map_or(0, |content| u64::try_from(content.len()).unwrap_or(u64::MAX));
@@ -103,6 +105,29 @@ impl Text {
         }
     }
 
+    /// When the content changed last, as far as the store is known.
+    fn changed(&self) -> Timestamp {
+        match &self.body {
+            Body::Ready(_) | Body::ImageConfig(_) => self.time,
+            Body::ContainerConfig(config) => {
+                let snapshot = config.shared.current();
+                snapshot.catalogue.containers.get(&config.id).map_or(self.time, |container| container.stored)
+            }
+            Body::Status(config) => config.shared.current().time,
+        }
+    }
+
+    /// The content as it is, with the attributes that fit it.
+    ///
+    /// # Errors
+    /// As [`Text::content`].
+    pub(super) fn open(&self) -> Result<OpenText> {
+        let time = self.changed();
+        let content = self.content()?;
+        let size_bytes = u64::try_from(content.len()).unwrap_or(u64::MAX);
+        Ok(OpenText { content, meta: Meta::made_up(Kind::Regular, self.permissions, time, size_bytes) })
+    }
+
     /// The attributes as they were when the file was looked up.
     pub(super) fn meta(&self) -> Meta {
         Meta::made_up(Kind::Regular, self.permissions, self.time, self.size_bytes)
@@ -113,10 +138,27 @@ impl Text {
     /// # Errors
     /// As [`Text::content`].
     pub(super) fn fresh_meta(&self) -> Result<Meta> {
-        if !self.changes() {
-            return Ok(self.meta());
-        }
-        let size_bytes = u64::try_from(self.content()?.len()).unwrap_or(u64::MAX);
-        Ok(Meta::made_up(Kind::Regular, self.permissions, self.time, size_bytes))
+        if self.changes() { Ok(self.open()?.meta) } else { Ok(self.meta()) }
+    }
+}
+
+/// A small file that someone reads.
+#[derive(Debug)]
+pub(super) struct OpenText {
+    content: Vec<u8>,
+    meta: Meta,
+}
+
+impl ReadAt for OpenText {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.content.read_at(buffer, offset)
+    }
+
+    fn seek(&self, to: Seek, offset: u64) -> io::Result<u64> {
+        self.content.seek(to, offset)
+    }
+
+    fn meta(&self) -> io::Result<Option<Meta>> {
+        Ok(Some(self.meta))
     }
 }

@@ -45,15 +45,19 @@ impl Mounted {
         Self::with(source, mountpoint, &[], 0)
     }
 
-    /// Mounts `source` with more arguments, expecting this exit code. The mount point is made if it is missing.
+    /// Mounts `source` with more arguments, expecting this exit code. The mount point is made if it is missing. Where
+    /// `DOCKER_FS_TEST_OPENS` is set, it is the way in which files are opened, unless the arguments say one.
     pub fn with(source: &Path, mountpoint: &Path, arguments: &[&str], exit: i32) -> Self {
         fs::create_dir_all(mountpoint).expect("make the mount point");
         // Files and not pipes: the mount stays in the background, and a pipe that it kept open would never end.
         let mut output = tempfile::tempfile().expect("make a file");
+        let way = std::env::var("DOCKER_FS_TEST_OPENS").ok();
+        let way = way.filter(|_| !arguments.iter().any(|argument| argument.starts_with("opens=")));
         let status = Command::new(env!("CARGO_BIN_EXE_docker-fs"))
             .arg(source)
             .arg(mountpoint)
             .args(arguments)
+            .args(way.map(|way| format!("-oopens={way}")))
             .stdin(Stdio::null())
             .stdout(output.try_clone().expect("clone a descriptor"))
             .stderr(output.try_clone().expect("clone a descriptor"))
