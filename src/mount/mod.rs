@@ -5,6 +5,7 @@
 //! holds the view's.
 
 mod adapter;
+mod ahead;
 mod attach;
 mod files;
 mod inodes;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
+use super::ahead::Ahead;
 use super::files::{NO_HANDLE, OpenFile, OpenFiles};
 use super::inodes::{Held, Inodes, Key};
 use super::listings::{Listed, Listing, Listings};
@@ -28,6 +29,7 @@ pub(super) struct Server {
     owner: (u32, u32),
     inodes: Inodes,
     listings: Arc<Listings>,
+    ahead: Ahead,
     files: OpenFiles,
     refresher: Refresher,
 }
@@ -88,7 +90,8 @@ impl Server {
         let is_labelled = view.is_labelled();
         let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         let listings = Arc::new(Listings::default());
-        Self { view, is_labelled, owner, inodes, listings, files: OpenFiles::default(), refresher }
+        let ahead = Ahead::new(Arc::clone(&listings));
+        Self { view, is_labelled, owner, inodes, listings, ahead, files: OpenFiles::default(), refresher }
     }
 
     /// A node's attributes as users see them.
@@ -232,6 +235,12 @@ impl Server {
         } else {
             self.listings.get(dir.key, make)?
         };
+        if !changes
+            && offset == 0
+            && let Some(parent) = self.inodes.get(dir.parent)
+        {
+            self.ahead.was_asked(parent.key, dir.key, &listing);
+        }
         Ok(Reading { listing, number, parent: dir.parent, valid: validity(changes) })
     }
 
