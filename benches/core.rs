@@ -1,8 +1,8 @@
 //! What one request costs within the process: the union's lookup and listing, in memory and on directories, and the way
-//! of a path through the view. Nothing is mounted, and no privileges are needed.
+//! of a path through the view, and the inode table. Nothing is mounted, and no privileges are needed.
 //!
-//! Figures of the whole, against kernel overlayfs, come from `scripts/bench`. The inode table is private to the mount
-//! and is measured there only, by its memory.
+//! Figures of the whole, against kernel overlayfs, come from `scripts/bench`; what the inode table takes of memory is
+//! asserted by `tests/memory.rs`.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -21,10 +21,11 @@ use docker_fs::layer::mem::MemTree;
 use docker_fs::layer::whiteout::Prefix;
 use docker_fs::layer::{Layer, LayerId, LayerTree, Whiteouts};
 use docker_fs::meta::Kind;
+use docker_fs::mount::{Held, Inodes, Key, ROOT};
 use docker_fs::name::{Name, TreePath};
 use docker_fs::root::Root;
-use docker_fs::union::{Member, Union, UnionDir};
-use docker_fs::view::{Options, View};
+use docker_fs::union::{Found, Member, Union, UnionDir};
+use docker_fs::view::{Entry, Options, View};
 use store::StoreBuilder;
 
 /// As many as a usual image has.
@@ -81,11 +82,11 @@ fn on_disk(root: &Path, layers: usize) -> Union {
 
 /// The union's directory in which things are looked for.
 fn directory(union: &Union) -> UnionDir {
-    let Some(Member::Dir(root, _)) = union.root().unwrap() else { panic!("a union without a root") };
-    let Some(Member::Dir(directory, _)) = union.lookup(&root, &name(DIRECTORY)).unwrap() else {
-        panic!("a union without its directory")
+    let dir = |found: Option<Found>| match found.map(|found| found.member) {
+        Some(Member::Dir(dir)) => dir,
+        Some(Member::File(_)) | None => panic!("a union without its directory"),
     };
-    directory
+    dir(union.lookup(&dir(union.root().unwrap()), &name(DIRECTORY)).unwrap())
 }
 
 /// In a directory of 12 layers: names that the first layer asked has, only the last, and none.
@@ -131,17 +132,7 @@ fn unions(criterion: &mut Criterion) {
 /// From the mount's root to a file in an image, with nothing remembered but the store.
 fn views(criterion: &mut Criterion) {
     let scratch = tempfile::tempdir().unwrap();
-    let mut builder = StoreBuilder::new(scratch.path().join("docker"));
-    let layers = builder.chain(LAYERS);
-    for layer in &layers {
-        fs::create_dir_all(layer.diff_dir().join("usr/share/doc")).unwrap();
-    }
-    fs::write(layers[0].diff_dir().join("usr/share/doc/readme"), "").unwrap();
-    let image = builder.image(&layers);
-    builder.tag("app:1", &image);
-    let source = builder.finish();
-    let opened = docker_fs::store::open(&source, &docker_fs::store::Options::default()).unwrap();
-    let view = View::new(opened, Options { source, ..Options::default() }).unwrap();
+    let view = view_of_an_image(scratch.path());
     let mut group = criterion.benchmark_group("resolve");
     for file in ["by-tag/app:1/config.json", "merged/app:1/usr/share/doc/readme", "merged/app:1/usr/share/doc/missing"]
     {
@@ -151,5 +142,56 @@ fn views(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, unions, views);
+/// The view of a store with one image of 12 layers. Its top layer has `usr/share/doc/readme` and 10,000 names in
+/// `directory`.
+fn view_of_an_image(scratch: &Path) -> View {
+    let mut builder = StoreBuilder::new(scratch.join("docker"));
+    let layers = builder.chain(LAYERS);
+    for layer in &layers {
+        fs::create_dir_all(layer.diff_dir().join("usr/share/doc")).unwrap();
+    }
+    let top = layers[LAYERS - 1].diff_dir();
+    fs::write(top.join("usr/share/doc/readme"), "").unwrap();
+    fs::create_dir(top.join(DIRECTORY)).unwrap();
+    for n in 0..NAMES {
+        fs::write(top.join(format!("{DIRECTORY}/name-{n:06}")), "").unwrap();
+    }
+    let image = builder.image(&layers);
+    builder.tag("app:1", &image);
+    let source = builder.finish();
+    let opened = docker_fs::store::open(&source, &docker_fs::store::Options::default()).unwrap();
+    View::new(opened, Options { source, ..Options::default() }).unwrap()
+}
+
+/// The inode table with 10,000 nodes of a union: making their numbers and remembering them, and then what the kernel
+/// asks of each.
+fn inodes(criterion: &mut Criterion) {
+    let scratch = tempfile::tempdir().unwrap();
+    let view = view_of_an_image(scratch.path());
+    let inodes = Inodes::new(view.root());
+    let directory = view.resolve(&path("merged/app:1/directory")).unwrap().unwrap();
+    let entries = directory.list().unwrap();
+    let remember = || {
+        let held = |(name, entry): &(Name, Entry)| {
+            inodes.remember(&Arc::new(Held::new(
+                Key::child(Key::root(), name, &entry.node),
+                entry.node.clone(),
+                ROOT,
+                0,
+            )))
+        };
+        entries.iter().map(held).collect::<Vec<_>>()
+    };
+    let forget = |numbers: Vec<u64>| numbers.into_iter().for_each(|number| drop(inodes.forget(number, 1)));
+    let mut group = criterion.benchmark_group("inodes");
+    group.throughput(Throughput::Elements(u64::try_from(NAMES).unwrap())).sample_size(20);
+    group.bench_function("remember and forget", |bencher| bencher.iter(|| forget(remember())));
+    let numbers = remember();
+    group.bench_function("get", |bencher| {
+        bencher.iter(|| numbers.iter().filter(|number| inodes.get(black_box(**number)).is_some()).count());
+    });
+    group.finish();
+}
+
+criterion_group!(benches, unions, views, inodes);
 criterion_main!(benches);

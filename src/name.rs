@@ -4,8 +4,10 @@
 //! is a sequence of them below some root. Neither can be made from anything else, so code that holds one never needs
 //! to ask again whether it leads outside. Nothing here touches a file system.
 
+use std::cmp::Ordering;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use sha2::{Digest, Sha256};
@@ -14,8 +16,31 @@ use sha2::{Digest, Sha256};
 pub const NAME_MAX: usize = 255;
 
 /// One component of a path.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Name(Box<[u8]>);
+#[derive(Clone)]
+pub struct Name(Bytes);
+
+/// A name's bytes. Nine names in ten fit where the pointer to others would be, and then take no memory elsewhere.
+#[derive(Clone)]
+enum Bytes {
+    Here { length: u8, bytes: [u8; HERE_MAX] },
+    Elsewhere(Box<[u8]>),
+}
+
+/// As many as leave a [`Name`] at 24 bytes.
+const HERE_MAX: usize = 22;
+
+impl From<&[u8]> for Bytes {
+    fn from(name: &[u8]) -> Self {
+        let mut bytes = [0; HERE_MAX];
+        match (u8::try_from(name.len()), bytes.get_mut(..name.len())) {
+            (Ok(length), Some(place)) => {
+                place.copy_from_slice(name);
+                Self::Here { length, bytes }
+            }
+            _ => Self::Elsewhere(name.into()),
+        }
+    }
+}
 
 impl Name {
     /// The name with these bytes, unless they cannot be one component.
@@ -43,19 +68,49 @@ impl Name {
         for byte in Sha256::digest(text).iter().take(8) {
             bytes.extend_from_slice(format!("{byte:02x}").as_bytes());
         }
-        Self(bytes.into())
+        Self(bytes.as_slice().into())
     }
 
     /// The name's bytes.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
-        &self.0
+        match &self.0 {
+            Bytes::Here { length, bytes } => bytes.get(..usize::from(*length)).unwrap_or_default(),
+            Bytes::Elsewhere(bytes) => bytes,
+        }
     }
 
     /// The name as the standard library's string of bytes.
     #[must_use]
     pub fn as_os_str(&self) -> &OsStr {
-        OsStr::from_bytes(&self.0)
+        OsStr::from_bytes(self.as_bytes())
+    }
+}
+
+impl PartialEq for Name {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for Name {}
+
+impl PartialOrd for Name {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// By bytes.
+impl Ord for Name {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.as_bytes().cmp(other.as_bytes())
+    }
+}
+
+impl Hash for Name {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_bytes().hash(state);
     }
 }
 
@@ -125,7 +180,7 @@ impl TreePath {
                 let (parent, rest) = self.0.split_at_checked(at)?;
                 Some((Self(parent.into()), Name(rest.get(1..)?.into())))
             }
-            None => Some((Self::root(), Name(self.0.clone()))),
+            None => Some((Self::root(), Name(self.0.as_ref().into()))),
         }
     }
 
@@ -149,7 +204,7 @@ impl TreePath {
 
 impl From<Name> for TreePath {
     fn from(name: Name) -> Self {
-        Self(name.0)
+        Self(name.as_bytes().into())
     }
 }
 
@@ -171,6 +226,16 @@ mod tests {
         for bad in [&b""[..], b".", b"..", b"a/b", b"/", b"a\0"] {
             assert_eq!(Name::new(bad), None, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn names_of_all_lengths_are_small_and_sort_as_bytes() {
+        assert_eq!(size_of::<Name>(), 24);
+        let texts = (1..300).map(|length| vec![b'x'; length]);
+        let names: Vec<Name> = texts.clone().map(|text| Name::new(&text).unwrap()).collect();
+        assert!(names.iter().zip(texts).all(|(name, text)| name.as_bytes() == text));
+        assert!(names.is_sorted_by(|one, next| one < next));
+        assert!(Name::new(b"y").unwrap() > Name::new(&[b'x'; 200]).unwrap());
     }
 
     #[test]

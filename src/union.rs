@@ -13,7 +13,6 @@
 //! directories of a single layer are not listed; a name whose redirect the kernel refuses is not listed; a metacopy
 //! file without data can be found, and only opening it fails.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -32,65 +31,113 @@ pub struct Union {
     id: LayerId,
 }
 
-/// A path in one layer of a union.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Part {
+/// A directory of one layer of a union.
+#[derive(Debug, PartialEq, Eq)]
+struct Part {
     /// Which layer; 0 is the top.
     layer: usize,
     /// The path in that layer's tree, which redirects make differ from the union's.
     path: TreePath,
 }
 
+/// An entry of one layer's directory. Entries share their directory, so there is no path for each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Spot {
+    dir: Arc<Part>,
+    name: Name,
+}
+
 /// A directory of a union.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnionDir {
     /// The directories that contribute, top first, at least one.
-    parts: Arc<[Part]>,
+    parts: Arc<[Arc<Part>]>,
+    bare: bool,
 }
 
 /// A file of a union that is no directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnionFile {
-    part: Part,
-    data: FileData,
+    spot: Spot,
+    /// Where a metacopy's content is; others have their own.
+    data: Option<Box<FileData>>,
+    inode: u64,
+    kind: Kind,
+    bare: bool,
 }
 
-/// Where a file's content is.
+/// Where the content of a file is that holds attributes only.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum FileData {
-    /// In the file itself.
-    Own,
-    /// In a file below, whose number in its layer this is, since this one holds attributes only.
-    Below(Part, u64),
-    /// Nowhere: this one holds attributes only, and no file below has the data.
+    /// In a file below, whose number in its layer this is.
+    Below(Spot, u64),
+    /// Nowhere: no file below has the data.
     Missing,
 }
 
 /// What a name in a union stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Member {
-    /// A directory, with the attributes of its topmost contributor.
-    Dir(UnionDir, Meta),
+    /// A directory.
+    Dir(UnionDir),
     /// Anything else.
-    File(UnionFile, Meta),
+    File(UnionFile),
+}
+
+/// What a lookup or a listing finds: what may be held, and what is told of it at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// What the name stands for.
+    pub member: Member,
+    /// The attributes that users see; a directory's are those of its topmost contributor.
+    pub meta: Meta,
 }
 
 /// A directory of a union, listed.
 #[derive(Debug)]
 pub struct Listing {
     /// The names, sorted as bytes, with what they stand for.
-    pub members: Vec<(Name, Member)>,
+    pub members: Vec<(Name, Found)>,
     /// Why names that the rule refuses were left out.
     pub refused: Vec<Error>,
 }
 
+impl Spot {
+    fn path(&self) -> TreePath {
+        self.dir.path.join(&self.name)
+    }
+
+    fn into_dir(self) -> Arc<Part> {
+        Arc::new(Part { layer: self.dir.layer, path: self.path() })
+    }
+}
+
 impl Member {
-    /// The attributes that users see.
+    /// Whether these are the attributes of this member, as far as they tell: a directory stays the same when its
+    /// topmost contributor is another.
     #[must_use]
-    pub fn meta(&self) -> &Meta {
+    pub fn is_of(&self, meta: &Meta) -> bool {
         match self {
-            Self::Dir(_, meta) | Self::File(_, meta) => meta,
+            Self::Dir(_) => meta.is_dir(),
+            Self::File(file) => (file.kind, file.inode) == (meta.kind, meta.inode),
         }
+    }
+
+    /// Whether the member was known to have no extended attributes when it was found.
+    #[must_use]
+    pub fn is_bare(&self) -> bool {
+        match self {
+            Self::Dir(dir) => dir.bare,
+            Self::File(file) => file.bare,
+        }
+    }
+}
+
+impl UnionFile {
+    /// The file's number in its layer.
+    #[must_use]
+    pub fn inode(&self) -> u64 {
+        self.inode
     }
 }
 
@@ -102,33 +149,45 @@ impl UnionDir {
     }
 }
 
-/// The path that layers are searched for, which redirects replace on the way down.
+/// The path that layers are searched for: a name in the directory at hand, which redirects replace on the way down.
 struct Search<'a> {
-    /// One name in the directory at hand, or the components of a path from the layers' roots.
-    components: Vec<Cow<'a, [u8]>>,
+    name: &'a Name,
+    /// The components that a redirect put in the name's place.
+    redirected: Option<Vec<Vec<u8>>>,
+    /// Whether they lead from the layers' roots.
     absolute: bool,
-    redirected: bool,
 }
 
 impl<'a> Search<'a> {
     fn for_name(name: &'a Name) -> Self {
-        Self { components: vec![Cow::Borrowed(name.as_bytes())], absolute: false, redirected: false }
+        Self { name, redirected: None, absolute: false }
+    }
+
+    fn components(&self) -> usize {
+        self.redirected.as_ref().map_or(1, Vec::len)
+    }
+
+    fn component(&self, index: usize) -> Option<&[u8]> {
+        match &self.redirected {
+            None => (index == 0).then_some(self.name.as_bytes()),
+            Some(components) => components.get(index).map(Vec::as_slice),
+        }
     }
 
     /// Replaces the component at `index`, and for an absolute redirect all before it.
     fn redirect(&mut self, index: usize, redirect: Redirect) {
-        self.redirected = true;
+        let components = self.redirected.get_or_insert_with(|| vec![self.name.as_bytes().to_vec()]);
         match redirect {
             Redirect::Sibling(name) => {
-                if let Some(component) = self.components.get_mut(index) {
-                    *component = Cow::Owned(name);
+                if let Some(component) = components.get_mut(index) {
+                    *component = name;
                 }
             }
             Redirect::Absolute(path) => {
                 self.absolute = true;
-                let behind = self.components.split_off(self.components.len().min(index.saturating_add(1)));
-                self.components = path.into_iter().map(Cow::Owned).collect();
-                self.components.extend(behind);
+                let behind = components.split_off(components.len().min(index.saturating_add(1)));
+                *components = path;
+                components.extend(behind);
             }
         }
     }
@@ -167,11 +226,11 @@ impl Union {
     ///
     /// # Errors
     /// Where the topmost root could not be read; [`Error::Damaged`] where it is gone.
-    pub fn root(&self) -> Result<Option<Member>> {
+    pub fn root(&self) -> Result<Option<Found>> {
         let Some(top) = self.layers.first() else { return Ok(None) };
         let root = TreePath::root();
         let meta = top.tree().stat(&root)?.ok_or_else(|| Error::damaged("a layer", "its directory is gone"))?;
-        let parts = (0..self.layers.len()).map(|layer| Part { layer, path: root.clone() }).collect();
+        let parts = (0..self.layers.len()).map(|layer| Arc::new(Part { layer, path: root.clone() })).collect();
         Ok(Some(directory(parts, meta)))
     }
 
@@ -179,7 +238,7 @@ impl Union {
     ///
     /// # Errors
     /// [`Error::Refused`] where the kernel answers with an error; others where a layer could not be read.
-    pub fn lookup(&self, dir: &UnionDir, name: &Name) -> Result<Option<Member>> {
+    pub fn lookup(&self, dir: &UnionDir, name: &Name) -> Result<Option<Found>> {
         self.merge(dir, name, None)
     }
 
@@ -197,7 +256,7 @@ impl Union {
         let mut listing = Listing { members: Vec::with_capacity(seen.len()), refused: Vec::new() };
         for (name, places) in seen {
             match self.merge(dir, &name, Some(&places)) {
-                Ok(Some(member)) => listing.members.push((name, member)),
+                Ok(Some(found)) => listing.members.push((name, found)),
                 Ok(None) => {}
                 Err(error @ Error::Refused { .. }) => listing.refused.push(error),
                 Err(error) => return Err(error),
@@ -211,28 +270,55 @@ impl Union {
     /// # Errors
     /// [`Error::Damaged`] where a metacopy file's data is nowhere.
     pub fn open(&self, file: &UnionFile) -> Result<Box<dyn ReadAt>> {
-        let part = match &file.data {
-            FileData::Own => &file.part,
-            FileData::Below(part, _) => part,
-            FileData::Missing => {
-                let what = format!("{:?}", file.part.path);
+        let spot = match file.data.as_deref() {
+            None => &file.spot,
+            Some(FileData::Below(spot, _)) => spot,
+            Some(FileData::Missing) => {
+                let what = format!("{:?}", file.spot.path());
                 return Err(Error::damaged(what, "a metacopy whose data is in no layer below"));
             }
         };
-        self.layer(part)?.tree().open(&part.path)
+        self.layer(&spot.dir)?.tree().open(&spot.path())
     }
 
-    /// The layer and path that give a member its attributes.
+    /// The layer that gives a member its attributes, and the path there.
     ///
     /// # Errors
     /// [`Error::Damaged`] for a member of another union.
-    pub fn source<'a>(&'a self, member: &'a Member) -> Result<(&'a Arc<Layer>, &'a TreePath)> {
-        let part = match member {
-            Member::Dir(dir, _) => dir.parts.first(),
-            Member::File(file, _) => Some(&file.part),
-        };
-        let part = part.ok_or_else(|| Error::damaged("a union's directory", "no layer contributes to it"))?;
-        Ok((self.layer(part)?, &part.path))
+    pub fn source(&self, member: &Member) -> Result<(&Arc<Layer>, TreePath)> {
+        match member {
+            Member::Dir(dir) => {
+                let top = dir.parts.first();
+                let top = top.ok_or_else(|| Error::damaged("a union's directory", "no layer contributes to it"))?;
+                Ok((self.layer(top)?, top.path.clone()))
+            }
+            Member::File(file) => Ok((self.layer(&file.spot.dir)?, file.spot.path())),
+        }
+    }
+
+    /// The layer that gives a file its attributes.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] for a file of another union.
+    pub fn layer_of(&self, file: &UnionFile) -> Result<&Arc<Layer>> {
+        self.layer(&file.spot.dir)
+    }
+
+    /// A member's attributes, as the lookup told them that found it; `None` where its file is gone.
+    ///
+    /// # Errors
+    /// Where a layer could not be read.
+    pub fn stat(&self, member: &Member) -> Result<Option<Meta>> {
+        let (layer, path) = self.source(member)?;
+        let Some(meta) = layer.tree().stat(&path)? else { return Ok(None) };
+        match member {
+            Member::Dir(dir) => Ok(Some(merged_meta(&dir.parts, meta))),
+            Member::File(UnionFile { data: Some(data), .. }) if let FileData::Below(spot, _) = data.as_ref() => {
+                let data = self.layer(&spot.dir)?.tree().stat(&spot.path())?;
+                Ok(data.map(|data| Meta { blocks: data.blocks, ..meta }))
+            }
+            Member::File(_) => Ok(Some(meta)),
+        }
     }
 
     /// Whether any layer may change while it is read.
@@ -244,14 +330,13 @@ impl Union {
     /// Tells a metacopy from the file that gives its attributes: the layer and number of its data, zero where it has
     /// none. `None` for files that hold their own data.
     #[must_use]
-    pub fn data_elsewhere(&self, member: &Member) -> Option<([u8; 16], u64)> {
-        match member {
-            Member::File(UnionFile { data: FileData::Below(part, inode), .. }, _) => {
-                let id = self.layers.get(part.layer).map_or([0; 16], |layer| *layer.id().as_bytes());
+    pub fn data_elsewhere(&self, file: &UnionFile) -> Option<([u8; 16], u64)> {
+        match file.data.as_deref()? {
+            FileData::Below(spot, inode) => {
+                let id = self.layers.get(spot.dir.layer).map_or([0; 16], |layer| *layer.id().as_bytes());
                 Some((id, *inode))
             }
-            Member::File(UnionFile { data: FileData::Missing, .. }, _) => Some(([0; 16], 0)),
-            Member::File(UnionFile { data: FileData::Own, .. }, _) | Member::Dir(..) => None,
+            FileData::Missing => Some(([0; 16], 0)),
         }
     }
 
@@ -260,36 +345,41 @@ impl Union {
     }
 
     /// The rule. `seen` are the attributes that a listing already knows, by contributor; without it layers are asked.
-    fn merge(&self, dir: &UnionDir, name: &Name, seen: Option<&[(usize, Meta)]>) -> Result<Option<Member>> {
+    fn merge(&self, dir: &UnionDir, name: &Name, seen: Option<&[(usize, Meta)]>) -> Result<Option<Found>> {
         let mut search = Search::for_name(name);
         let mut progress = Progress::default();
-        let mut found: Vec<(Part, Meta)> = Vec::new();
+        let mut top: Option<(Spot, Meta)> = None;
+        let mut below: Vec<(Spot, Meta)> = Vec::new();
         let mut from_root = None;
-        let mut index = 0;
+        let mut index = 0_usize;
         while !progress.stop {
             // Absolute redirects continue at the roots of the layers below, whichever contributed so far.
+            let root;
             let base = match from_root {
-                None => dir.parts.get(index).cloned(),
+                None => dir.parts.get(index),
                 Some(start) => {
                     let layer = index.saturating_add(start);
-                    (layer < self.layers.len()).then(|| Part { layer, path: TreePath::root() })
+                    root = Arc::new(Part { layer, path: TreePath::root() });
+                    (layer < self.layers.len()).then_some(&root)
                 }
             };
             let Some(base) = base else { break };
             let known = seen
-                .filter(|_| from_root.is_none() && !search.redirected)
+                .filter(|_| search.redirected.is_none())
                 .map(|seen| seen.iter().find(|(at, _)| *at == index).map(|(_, meta)| *meta));
             let last_contributor = from_root.is_none() && index.saturating_add(1) == dir.parts.len();
             index = index.saturating_add(1);
-            let Some(entry) = self.find(&base, &mut search, &mut progress, known, last_contributor)? else { continue };
-            let follows = self.layer(&base)?.whiteouts().follows_redirects();
+            let Some(entry) = self.find(base, &mut search, &mut progress, known, last_contributor)? else { continue };
+            let follows = self.layer(base)?.whiteouts().follows_redirects();
             if progress.metacopy && !follows {
                 return Err(refused(name, "a metacopy, which this kind of store does not follow", Errno::PERM));
             }
-            if !progress.metacopy || found.is_empty() {
-                found.push(entry);
+            if top.is_none() {
+                top = Some(entry);
+            } else if !progress.metacopy {
+                below.push(entry);
             }
-            if search.redirected && !follows {
+            if search.redirected.is_some() && !follows {
                 return Err(refused(name, "redirected, which this kind of store does not follow", Errno::PERM));
             }
             if search.absolute && from_root.is_none() {
@@ -297,18 +387,18 @@ impl Union {
                 index = 0;
             }
         }
-        Ok(member(found, &progress))
+        Ok(top.map(|top| member(top, below, &progress)))
     }
 
     /// Searches one layer: `ovl_lookup_layer()` and `ovl_lookup_single()`.
     fn find(
         &self,
-        base: &Part,
+        base: &Arc<Part>,
         search: &mut Search<'_>,
         progress: &mut Progress,
         known: Option<Option<Meta>>,
         last_contributor: bool,
-    ) -> Result<Option<(Part, Meta)>> {
+    ) -> Result<Option<(Spot, Meta)>> {
         let layer = self.layer(base)?;
         let (tree, whiteouts) = (layer.tree(), layer.whiteouts());
         // Below the last layer there is nothing to search, so its marks are not looked at.
@@ -317,11 +407,11 @@ impl Union {
         } else {
             last_contributor
         };
-        let mut path = base.path.clone();
-        let mut rest = search.components.len();
+        let mut dir = Arc::clone(base);
+        let mut rest = search.components();
         loop {
-            let index = search.components.len().saturating_sub(rest);
-            let Some(component) = search.components.get(index) else { return Ok(None) };
+            let index = search.components().saturating_sub(rest);
+            let Some(component) = search.component(index) else { return Ok(None) };
             let is_end = rest == 1;
             let Some(name) = Name::new(component) else {
                 return Err(refused_bytes(component, "a redirect leads through it", Errno::ACCESS));
@@ -329,7 +419,7 @@ impl Union {
             if name.as_bytes().len() > NAME_MAX {
                 return Ok(None);
             }
-            path = path.join(&name);
+            let path = dir.path.join(&name);
             let meta = match known {
                 Some(meta) => meta,
                 None => tree.stat(&path)?,
@@ -363,37 +453,41 @@ impl Union {
                 search.redirect(index, redirect);
             }
             if is_end {
-                return Ok(Some((Part { layer: base.layer, path }, meta)));
+                return Ok(Some((Spot { dir, name }, meta)));
             }
+            dir = Arc::new(Part { layer: base.layer, path });
             rest = rest.saturating_sub(1);
         }
     }
 }
 
-fn directory(parts: Arc<[Part]>, mut meta: Meta) -> Member {
-    if parts.len() > 1 {
-        meta.links = 1;
-    }
-    Member::Dir(UnionDir { parts }, meta)
+/// What is told of a directory to which these layers contribute.
+fn merged_meta(parts: &[Arc<Part>], top: Meta) -> Meta {
+    if parts.len() > 1 { Meta { links: 1, ..top } } else { top }
 }
 
-fn member(mut found: Vec<(Part, Meta)>, progress: &Progress) -> Option<Member> {
-    let (_, meta) = found.first()?;
-    let mut meta = *meta;
+fn directory(parts: Arc<[Arc<Part>]>, top: Meta) -> Found {
+    let meta = merged_meta(&parts, top);
+    Found { member: Member::Dir(UnionDir { parts, bare: meta.bare }), meta }
+}
+
+/// What was found: the topmost entry, and below it the other contributors of a directory or the data of a metacopy.
+fn member((spot, meta): (Spot, Meta), mut below: Vec<(Spot, Meta)>, progress: &Progress) -> Found {
     if meta.is_dir() {
-        return Some(directory(found.into_iter().map(|(part, _)| part).collect(), meta));
+        let below = below.into_iter().map(|(spot, _)| spot);
+        return directory(std::iter::once(spot).chain(below).map(Spot::into_dir).collect(), meta);
     }
-    let below = (found.len() > 1).then(|| found.pop()).flatten();
-    let (part, _) = found.into_iter().next()?;
-    let data = match below {
-        _ if progress.metacopy => FileData::Missing,
-        Some((part, data)) => {
-            meta.blocks = data.blocks;
-            FileData::Below(part, data.inode)
+    let mut blocks = meta.blocks;
+    let data = match below.pop() {
+        _ if progress.metacopy => Some(FileData::Missing),
+        Some((spot, data)) => {
+            blocks = data.blocks;
+            Some(FileData::Below(spot, data.inode))
         }
-        None => FileData::Own,
+        None => None,
     };
-    Some(Member::File(UnionFile { part, data }, meta))
+    let file = UnionFile { spot, data: data.map(Box::new), inode: meta.inode, kind: meta.kind, bare: meta.bare };
+    Found { member: Member::File(file), meta: Meta { blocks, ..meta } }
 }
 
 fn refused(name: &Name, why: &'static str, errno: Errno) -> Error {

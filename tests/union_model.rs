@@ -32,7 +32,7 @@ use docker_fs::layer::whiteout::Prefix;
 use docker_fs::layer::{Layer, LayerId, LayerTree, Whiteouts};
 use docker_fs::meta::{DeviceNumber, Kind, Meta, Timestamp};
 use docker_fs::name::{Name, TreePath};
-use docker_fs::union::{Listing, Member, Union, UnionDir};
+use docker_fs::union::{Found, Listing, Member, Union, UnionDir};
 use rustix::io::Errno;
 
 const STACKS: u64 = 20_000;
@@ -330,20 +330,26 @@ impl Walk<'_> {
         self.add("", &root)
     }
 
-    fn add(&mut self, path: &str, member: &Member) -> Result<(), String> {
-        let seen = match member {
-            Member::Dir(dir, meta) => Seen::Dir { meta: *meta, contributors: dir.contributors() },
-            Member::File(_, meta) => Seen::File { meta: *meta, content: self.content(member)? },
+    fn add(&mut self, path: &str, found: &Found) -> Result<(), String> {
+        let meta = found.meta;
+        let told = self.union.stat(&found.member).map_err(|error| error.to_string())?;
+        if told != Some(meta) {
+            return Err(format!("{path:?} has {told:?} when asked again, not {meta:?}"));
+        }
+        let seen = match &found.member {
+            Member::Dir(dir) => Seen::Dir { meta, contributors: dir.contributors() },
+            Member::File(_) => Seen::File { meta, content: self.content(found)? },
         };
         self.tree.insert(path.to_owned(), seen);
-        match member {
-            Member::Dir(dir, _) => self.dir(path, dir),
-            Member::File(..) => Ok(()),
+        match &found.member {
+            Member::Dir(dir) => self.dir(path, dir),
+            Member::File(_) => Ok(()),
         }
     }
 
-    fn content(&self, member: &Member) -> Result<Option<String>, String> {
-        let Member::File(file, meta) = member else { return Ok(None) };
+    fn content(&self, found: &Found) -> Result<Option<String>, String> {
+        let Found { member, meta } = found;
+        let Member::File(file) = member else { return Ok(None) };
         let bytes = match meta.kind {
             Kind::Regular => match self.union.open(file) {
                 Ok(open) => {
@@ -357,7 +363,7 @@ impl Walk<'_> {
             },
             Kind::Symlink => {
                 let (layer, path) = self.union.source(member).map_err(|error| error.to_string())?;
-                layer.tree().read_link(path).map_err(|error| error.to_string())?
+                layer.tree().read_link(&path).map_err(|error| error.to_string())?
             }
             Kind::Directory | Kind::Fifo | Kind::Socket | Kind::CharDevice | Kind::BlockDevice => Vec::new(),
         };
@@ -367,7 +373,7 @@ impl Walk<'_> {
     /// Asks for all names, listed or not, then goes into what is listed.
     fn dir(&mut self, path: &str, dir: &UnionDir) -> Result<(), String> {
         let Listing { members, refused } = self.union.list(dir).map_err(|error| error.to_string())?;
-        let mut listed: BTreeMap<&Name, &Member> = BTreeMap::new();
+        let mut listed: BTreeMap<&Name, &Found> = BTreeMap::new();
         for (name, member) in &members {
             if listed.insert(name, member).is_some() {
                 return Err(format!("{path:?} lists {name:?} twice"));

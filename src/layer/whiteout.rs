@@ -121,7 +121,15 @@ impl Whiteouts {
     /// # Errors
     /// Where the attributes that tell could not be read.
     pub fn is_opaque(self, tree: &dyn LayerTree, dir: &TreePath, meta: &Meta) -> Result<bool> {
-        Ok(meta.is_dir() && !meta.bare && self.own(tree, dir, "opaque")?.as_deref() == Some(b"y"))
+        Ok(meta.is_dir() && !meta.bare && self.has_opaque_mark(tree, dir)?)
+    }
+
+    /// As [`Self::is_opaque`], of a directory of which nothing more is known.
+    ///
+    /// # Errors
+    /// Where the attribute that tells could not be read.
+    pub fn has_opaque_mark(self, tree: &dyn LayerTree, dir: &TreePath) -> Result<bool> {
+        Ok(self.own(tree, dir, "opaque")?.as_deref() == Some(b"y"))
     }
 
     /// Where lower layers are searched instead, if anywhere else.

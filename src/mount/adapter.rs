@@ -310,8 +310,8 @@ impl Filesystem for Adapter {
                 }
             }
             for entry in dir.listing.behind(offset) {
-                let (inode, meta) = server.number(entry);
-                if reply.add(INodeNo(inode), entry.offset, kind(meta.kind), entry.name.as_os_str()) {
+                let inode = INodeNo(server.number(entry));
+                if reply.add(inode, entry.offset, kind(entry.meta.kind), entry.name.as_os_str()) {
                     return Ok(());
                 }
             }

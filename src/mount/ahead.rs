@@ -18,9 +18,8 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 use parking_lot::{Condvar, Mutex};
 
-use super::inodes::Key;
+use super::inodes::{Held, Inodes, Key};
 use super::listings::{Listing, Listings};
-use crate::view::Node;
 
 /// How many threads read ahead. A disk has its answers sooner when it is asked for several at once.
 const THREADS: usize = 8;
@@ -51,6 +50,7 @@ pub(super) struct Ahead(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
+    inodes: Arc<Inodes>,
     listings: Arc<Listings>,
     /// Held for single look-ups and changes only, never while a directory is read.
     state: Mutex<State>,
@@ -71,7 +71,7 @@ struct State {
 
 #[derive(Debug)]
 struct Walk {
-    pending: BTreeMap<Place, (Key, Arc<Node>)>,
+    pending: BTreeMap<Place, Arc<Held>>,
     /// What is listed ahead, or is being listed.
     directories: usize,
     entries: usize,
@@ -96,7 +96,7 @@ struct Asked {
 
 impl Ahead {
     /// Reads ahead into these listings.
-    pub(super) fn new(listings: Arc<Listings>) -> Self {
+    pub(super) fn new(inodes: Arc<Inodes>, listings: Arc<Listings>) -> Self {
         let state = State {
             walks: LruCache::new(WALKS_MAX),
             next_walk: 0,
@@ -105,7 +105,7 @@ impl Ahead {
             are_running: false,
             is_over: false,
         };
-        Self(Arc::new(Shared { listings, state: Mutex::new(state), more: Condvar::new() }))
+        Self(Arc::new(Shared { inodes, listings, state: Mutex::new(state), more: Condvar::new() }))
     }
 
     /// Notes that the listing of a directory was asked for, from its start.
@@ -177,7 +177,7 @@ impl State {
             return None;
         }
         let listing = listings.kept(parent)?;
-        let index = listing.entries().iter().position(|entry| entry.key == dir)?;
+        let index = listing.entries().iter().position(|entry| entry.held.key() == dir)?;
         let (walk, above) = known.unwrap_or_else(|| (self.new_walk(), Place::new()));
         self.add(walk, &above, &listing, index.saturating_add(1));
         if let Some(asked) = self.asked.get_mut(&parent) {
@@ -211,31 +211,32 @@ impl State {
     fn add(&mut self, id: WalkId, above: &[usize], listing: &Listing, from: usize) {
         let Some(walk) = self.walks.get_mut(&id) else { return };
         for (index, entry) in listing.entries().iter().enumerate().skip(from) {
-            if entry.node.meta().is_dir() && !entry.node.changes() && !self.coming.contains_key(&entry.key) {
+            let key = entry.held.key();
+            if entry.meta.is_dir() && !entry.held.node().changes() && !self.coming.contains_key(&key) {
                 let place = [above, &[index]].concat();
-                walk.pending.insert(place.clone(), (entry.key, Arc::clone(&entry.node)));
-                self.coming.insert(entry.key, (id, place, Stage::Pending));
+                walk.pending.insert(place.clone(), Arc::clone(&entry.held));
+                self.coming.insert(key, (id, place, Stage::Pending));
             }
         }
         while walk.pending.len() > PENDING_MAX
-            && let Some((_, (key, _))) = walk.pending.pop_last()
+            && let Some((_, farthest)) = walk.pending.pop_last()
         {
-            self.coming.remove(&key);
+            self.coming.remove(&farthest.key());
         }
     }
 
     /// The next directory to list: of the walk that moved last, if that is not too far ahead.
-    fn next(&mut self) -> Option<(WalkId, Key, Arc<Node>)> {
+    fn next(&mut self) -> Option<(WalkId, Arc<Held>)> {
         for (id, walk) in &mut self.walks {
             if walk.directories < DIRECTORIES_MAX
                 && walk.entries < ENTRIES_MAX
-                && let Some((_, (key, node))) = walk.pending.pop_first()
+                && let Some((_, dir)) = walk.pending.pop_first()
             {
                 walk.directories = walk.directories.saturating_add(1);
-                if let Some((_, _, stage)) = self.coming.get_mut(&key) {
+                if let Some((_, _, stage)) = self.coming.get_mut(&dir.key()) {
                     *stage = Stage::BeingListed;
                 }
-                return Some((*id, key, node));
+                return Some((*id, dir));
             }
         }
         None
@@ -278,7 +279,7 @@ impl Shared {
         }
         let mut state = self.state.lock();
         while !state.is_over {
-            let Some((walk, key, node)) = state.next() else {
+            let Some((walk, dir)) = state.next() else {
                 if self.more.wait_for(&mut state, IDLE).timed_out() {
                     state.tidy();
                 }
@@ -286,7 +287,7 @@ impl Shared {
             };
             drop(state);
             let listing = catch_unwind(AssertUnwindSafe(|| {
-                self.listings.get(key, || Ok(Listing::new(key, node.list()?, false)))
+                self.listings.get(dir.key(), || Listing::of(&dir, self.inodes.number_of(dir.key())))
             }));
             let listing = match listing {
                 Ok(Ok(listing)) => Some(listing),
@@ -299,10 +300,8 @@ impl Shared {
                     None
                 }
             };
-            drop(node);
             state = self.state.lock();
-            state.listed(walk, key, listing.as_deref());
-            drop(listing);
+            state.listed(walk, dir.key(), listing.as_deref());
             self.more.notify_one();
         }
     }

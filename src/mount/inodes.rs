@@ -8,7 +8,9 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
@@ -17,7 +19,7 @@ use crate::name::Name;
 use crate::view::{Form, Identity, Node};
 
 /// The number of the root (`FUSE_ROOT_ID`).
-pub(super) const ROOT: u64 = 1;
+pub const ROOT: u64 = 1;
 /// The table is made smaller when it is filled less than one part in this many.
 const SPARSE: usize = 4;
 /// Tables of fewer entries are left as they are.
@@ -25,16 +27,18 @@ const SMALL: usize = 1024;
 
 /// What tells a node from all others, for ever.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Key([u8; 16]);
+pub struct Key([u8; 16]);
 
 impl Key {
     /// The root's key.
-    pub(super) fn root() -> Self {
+    #[must_use]
+    pub fn root() -> Self {
         Self::of(|hash| hash.update(b"root"))
     }
 
     /// The key of a node that stands at this name of a directory.
-    pub(super) fn child(parent: Self, name: &Name, node: &Node) -> Self {
+    #[must_use]
+    pub fn child(parent: Self, name: &Name, node: &Node) -> Self {
         Self::of(|hash| match node.identity() {
             Identity::File { layer, inode, data, form } => {
                 hash.update(match form {
@@ -77,88 +81,153 @@ impl Key {
     }
 }
 
-/// A node that the kernel holds.
-#[derive(Debug, Clone)]
-pub(super) struct Held {
-    pub(super) key: Key,
-    pub(super) node: Arc<Node>,
+/// A node that the kernel holds, or is about to.
+#[derive(Debug)]
+pub struct Held {
+    key: Key,
+    node: Node,
     /// The directory in which it was found first.
-    pub(super) parent: u64,
+    parent: u64,
+    /// Tells the node from another that had the number before.
+    generation: u64,
+    /// How many lookups the kernel has yet to forget; changed under the table's lock only.
+    lookups: AtomicU64,
 }
 
-#[derive(Debug)]
-struct Inode {
-    held: Held,
-    /// How many lookups the kernel has yet to forget.
-    lookups: u64,
+impl Held {
+    /// A node that was found in the directory of this number; `generation` tells it from another that had its number.
+    #[must_use]
+    pub fn new(key: Key, node: Node, parent: u64, generation: u64) -> Self {
+        Self { key, node, parent, generation, lookups: AtomicU64::new(0) }
+    }
+
+    /// What tells the node from all others.
+    #[must_use]
+    pub fn key(&self) -> Key {
+        self.key
+    }
+
+    /// The node.
+    #[must_use]
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// The number of the directory in which it was found first.
+    #[must_use]
+    pub fn parent(&self) -> u64 {
+        self.parent
+    }
+
+    /// What tells the node from another that had its number before; zero where that cannot be.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    fn lookups(&self) -> u64 {
+        self.lookups.load(Ordering::Relaxed)
+    }
+
+    fn set_lookups(&self, lookups: u64) {
+        self.lookups.store(lookups, Ordering::Relaxed);
+    }
+
+    fn count(&self) {
+        self.set_lookups(self.lookups().saturating_add(1));
+    }
+}
+
+/// The hash of a number: itself, as it is cut from a SHA-256. Who makes a store with numbers that agree in the bits that
+/// the table looks at pays a hundred thousand hashes for each, and makes walks of that store slower, nothing else.
+#[derive(Debug, Default)]
+struct Itself(u64);
+
+impl Hasher for Itself {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        // Numbers come by `write_u64`; this is for completeness.
+        self.0 = bytes.iter().fold(self.0, |hash, byte| hash.rotate_left(8) ^ u64::from(*byte));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = number;
+    }
 }
 
 #[derive(Debug, Default)]
 struct Table {
-    inodes: HashMap<u64, Inode>,
+    inodes: HashMap<u64, Arc<Held>, BuildHasherDefault<Itself>>,
     /// Keys that do not have their first number.
     moved: HashMap<Key, u64>,
 }
 
 /// All nodes that the kernel holds.
 #[derive(Debug)]
-pub(super) struct Inodes {
+pub struct Inodes {
     /// Guards the table; held for single look-ups and changes only.
     table: Mutex<Table>,
 }
 
 impl Inodes {
-    pub(super) fn new(root: Node) -> Self {
-        let held = Held { key: Key::root(), node: Arc::new(root), parent: ROOT };
-        let inodes = HashMap::from([(ROOT, Inode { held, lookups: 1 })]);
-        Self { table: Mutex::new(Table { inodes, moved: HashMap::new() }) }
+    /// The table of a mount with this root.
+    #[must_use]
+    pub fn new(root: Node) -> Self {
+        let mut table = Table::default();
+        table.inodes.insert(ROOT, Arc::new(Held::new(Key::root(), root, ROOT, 0)));
+        Self { table: Mutex::new(table) }
     }
 
     /// The node that the kernel means by a number.
-    pub(super) fn get(&self, number: u64) -> Option<Held> {
-        self.table.lock().inodes.get(&number).map(|inode| inode.held.clone())
+    #[must_use]
+    pub fn get(&self, number: u64) -> Option<Arc<Held>> {
+        self.table.lock().inodes.get(&number).cloned()
     }
 
     /// Counts one lookup of a node and answers its number.
-    pub(super) fn remember(&self, key: Key, node: &Arc<Node>, parent: u64) -> u64 {
+    pub fn remember(&self, held: &Arc<Held>) -> u64 {
         let mut table = self.table.lock();
-        let number = table.number_of(key);
+        let number = table.number_of(held.key);
         match table.inodes.entry(number) {
+            Entry::Occupied(entry) if !held.node.changes() => entry.get().count(),
+            // What the node is made of may have changed since the last lookup.
             Entry::Occupied(mut entry) => {
-                let inode = entry.get_mut();
-                inode.lookups = inode.lookups.saturating_add(1);
-                if node.changes() {
-                    // What the node is made of may have changed since the last lookup.
-                    inode.held.node = Arc::clone(node);
-                }
+                held.set_lookups(entry.get().lookups());
+                entry.insert(Arc::clone(held));
+                held.count();
             }
             Entry::Vacant(entry) => {
-                entry.insert(Inode { held: Held { key, node: Arc::clone(node), parent }, lookups: 1 });
+                held.set_lookups(1);
+                entry.insert(Arc::clone(held));
             }
         }
         number
     }
 
     /// The number that a node has, or will have, without counting a lookup.
-    pub(super) fn number_of(&self, key: Key) -> u64 {
+    #[must_use]
+    pub fn number_of(&self, key: Key) -> u64 {
         self.table.lock().number_of(key)
     }
 
     /// Takes back `count` lookups; answers the key of a node that the kernel no longer holds.
-    pub(super) fn forget(&self, number: u64, count: u64) -> Option<Key> {
+    pub fn forget(&self, number: u64, count: u64) -> Option<Key> {
         if number == ROOT {
             return None;
         }
         let mut table = self.table.lock();
-        let Entry::Occupied(mut entry) = table.inodes.entry(number) else { return None };
-        let left = entry.get().lookups.saturating_sub(count);
-        entry.get_mut().lookups = left;
+        let Entry::Occupied(entry) = table.inodes.entry(number) else { return None };
+        let left = entry.get().lookups().saturating_sub(count);
+        entry.get().set_lookups(left);
         if left > 0 {
             return None;
         }
-        let inode = entry.remove();
+        let held = entry.remove();
         if !table.moved.is_empty() {
-            table.moved.remove(&inode.held.key);
+            table.moved.remove(&held.key);
         }
         let (filled, room) = (table.inodes.len(), table.inodes.capacity());
         if room > SMALL && filled < room / SPARSE {
@@ -166,12 +235,12 @@ impl Inodes {
             drop(table);
             crate::sys::release_memory();
         }
-        Some(inode.held.key)
+        Some(held.key)
     }
 
-    /// How many nodes the kernel holds.
-    #[cfg(test)]
-    fn len(&self) -> usize {
+    /// How many nodes the kernel holds, the root among them.
+    #[must_use]
+    pub fn count(&self) -> usize {
         self.table.lock().inodes.len()
     }
 }
@@ -187,7 +256,7 @@ impl Table {
         loop {
             let number = key.number(attempt);
             match self.inodes.get(&number) {
-                Some(other) if other.held.key != key || number == ROOT => attempt = attempt.wrapping_add(1),
+                Some(other) if other.key != key || number == ROOT => attempt = attempt.wrapping_add(1),
                 Some(_) => return number,
                 None => {
                     if attempt > 0 {
@@ -206,12 +275,16 @@ mod tests {
     use crate::meta::Timestamp;
     use crate::view::Text;
 
-    fn node(text: &str) -> Arc<Node> {
-        Arc::new(Node::Text(Text::ready(text.as_bytes().to_vec(), Timestamp::default())))
+    fn node(text: &str) -> Node {
+        Node::Text(Box::new(Text::ready(text.as_bytes().to_vec(), Timestamp::default())))
+    }
+
+    fn held(key: Key, text: &str) -> Arc<Held> {
+        Arc::new(Held::new(key, node(text), ROOT, 0))
     }
 
     fn table() -> Inodes {
-        Inodes::new(Node::clone(&node("root")))
+        Inodes::new(node("root"))
     }
 
     fn key(low: u64, high: u64) -> Key {
@@ -222,17 +295,17 @@ mod tests {
     fn numbers_that_collide_are_told_apart_while_both_are_held() {
         let inodes = table();
         let (first, second) = (key(1000, 1), key(1000, 2));
-        let a = inodes.remember(first, &node("a"), ROOT);
-        let b = inodes.remember(second, &node("b"), ROOT);
+        let a = inodes.remember(&held(first, "a"));
+        let b = inodes.remember(&held(second, "b"));
         assert_eq!(a, 1000);
         assert_ne!(a, b);
-        assert_eq!(inodes.remember(second, &node("b"), ROOT), b);
+        assert_eq!(inodes.remember(&held(second, "b")), b);
         assert_eq!(inodes.get(a).map(|held| held.key), Some(first));
         assert_eq!(inodes.get(b).map(|held| held.key), Some(second));
         // The one that moved keeps its number when the other is gone.
         inodes.forget(a, 1);
-        assert_eq!(inodes.remember(second, &node("b"), ROOT), b);
-        assert_eq!(inodes.remember(first, &node("a"), ROOT), a);
+        assert_eq!(inodes.remember(&held(second, "b")), b);
+        assert_eq!(inodes.remember(&held(first, "a")), a);
         inodes.forget(b, 3);
         assert!(inodes.get(b).is_none());
         assert_eq!(inodes.table.lock().moved.len(), 0);
@@ -251,13 +324,13 @@ mod tests {
     #[test]
     fn what_is_forgotten_leaves_the_table() {
         let inodes = table();
-        let numbers: Vec<u64> = (0..10_000).map(|low| inodes.remember(key(low + 2, 0), &node("x"), ROOT)).collect();
-        assert_eq!(inodes.len(), 10_001);
+        let numbers: Vec<u64> = (0..10_000).map(|low| inodes.remember(&held(key(low + 2, 0), "x"))).collect();
+        assert_eq!(inodes.count(), 10_001);
         for number in numbers {
             inodes.forget(number, 1);
         }
         inodes.forget(ROOT, 5);
-        assert_eq!(inodes.len(), 1);
+        assert_eq!(inodes.count(), 1);
         assert!(inodes.table.lock().inodes.capacity() < 10_000);
     }
 }

@@ -13,10 +13,11 @@ use std::time::Duration;
 use lru::LruCache;
 use parking_lot::{Condvar, Mutex};
 
-use super::inodes::Key;
+use super::inodes::{Held, Key};
 use crate::error::Result;
+use crate::meta::Meta;
 use crate::name::Name;
-use crate::view::Node;
+use crate::view::Entry;
 
 /// How many entries all listings together may have before the one that was used longest ago is given up.
 const ENTRIES_MAX: usize = 32_768;
@@ -30,14 +31,22 @@ const DOTS: u64 = 2;
 /// The largest offset made of a name. Programs of 32 bits cannot read larger ones.
 const OFFSET_MAX: u64 = 0x7fff_ffff;
 
-/// An entry of a listing.
+/// An entry of a directory.
 #[derive(Debug)]
 pub(super) struct Listed {
     pub(super) name: Name,
-    pub(super) node: Arc<Node>,
-    pub(super) key: Key,
+    pub(super) held: Arc<Held>,
+    pub(super) meta: Meta,
     /// Where a reader goes on who has had this entry.
     pub(super) offset: u64,
+}
+
+impl Listed {
+    /// What was found in the directory of this key and number.
+    pub(super) fn new(dir: Key, number: u64, name: Name, entry: Entry) -> Self {
+        let (key, generation) = (Key::child(dir, &name, &entry.node), entry.generation());
+        Self { name, held: Arc::new(Held::new(key, entry.node, number, generation)), meta: entry.meta, offset: 0 }
+    }
 }
 
 /// What a directory holds, in the order of the offsets.
@@ -47,15 +56,24 @@ pub(super) struct Listing {
 }
 
 impl Listing {
-    /// The listing of a directory with this key; `changes` where names come and go.
-    pub(super) fn new(dir: Key, entries: Vec<(Name, Node)>, changes: bool) -> Self {
-        let entry = |(name, node): (Name, Node)| {
-            let key = Key::child(dir, &name, &node);
-            let offset = if changes { offset_of(&name) } else { 0 };
-            Listed { name, node: Arc::new(node), key, offset }
-        };
-        let mut entries: Vec<Listed> = entries.into_iter().map(entry).collect();
-        entries.sort_by(|a, b| (a.offset, &a.name).cmp(&(b.offset, &b.name)));
+    /// Lists a directory, whose number this is.
+    ///
+    /// # Errors
+    /// As [`Node::list`](crate::view::Node::list).
+    pub(super) fn of(dir: &Held, number: u64) -> Result<Self> {
+        let entries = dir.node().list()?.into_iter();
+        let entries = entries.map(|(name, entry)| Listed::new(dir.key(), number, name, entry)).collect();
+        Ok(Self::new(entries, dir.node().changes()))
+    }
+
+    /// The listing of these entries; `changes` where names come and go.
+    fn new(mut entries: Vec<Listed>, changes: bool) -> Self {
+        if changes {
+            for entry in &mut entries {
+                entry.offset = offset_of(&entry.name);
+            }
+        }
+        entries.sort_unstable_by(|a, b| (a.offset, &a.name).cmp(&(b.offset, &b.name)));
         let mut last = DOTS;
         for entry in &mut entries {
             entry.offset = entry.offset.max(last.saturating_add(1));

@@ -24,6 +24,7 @@ use crate::view::View;
 
 pub use attach::Unmounter;
 use attach::{Attached, Way};
+pub use inodes::{Held, Inodes, Key, ROOT};
 use refresh::{Refresher, Refreshing};
 
 /// What `/proc/mounts` calls the type of these mounts.

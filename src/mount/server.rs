@@ -7,11 +7,11 @@ use rustix::io::Errno;
 
 use super::ahead::Ahead;
 use super::files::{NO_HANDLE, OpenFile, OpenFiles};
-use super::inodes::{Held, Inodes, Key};
+use super::inodes::{Held, Inodes};
 use super::listings::{Listed, Listing, Listings};
 use super::refresh::Refresher;
 use crate::error::{Error, Result};
-use crate::layer::Seek;
+use crate::layer::{ReadAt, Seek};
 use crate::meta::Meta;
 use crate::name::Name;
 use crate::root::Space;
@@ -27,7 +27,7 @@ pub(super) struct Server {
     is_labelled: bool,
     /// User and group of the view's own files: those who mounted.
     owner: (u32, u32),
-    inodes: Inodes,
+    inodes: Arc<Inodes>,
     listings: Arc<Listings>,
     ahead: Ahead,
     files: OpenFiles,
@@ -86,11 +86,11 @@ fn validity(changes: bool) -> Duration {
 
 impl Server {
     pub(super) fn new(view: View, refresher: Refresher) -> Self {
-        let inodes = Inodes::new(view.root());
+        let inodes = Arc::new(Inodes::new(view.root()));
         let is_labelled = view.is_labelled();
         let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         let listings = Arc::new(Listings::default());
-        let ahead = Ahead::new(Arc::clone(&listings));
+        let ahead = Ahead::new(Arc::clone(&inodes), Arc::clone(&listings));
         Self { view, is_labelled, owner, inodes, listings, ahead, files: OpenFiles::default(), refresher }
     }
 
@@ -102,20 +102,22 @@ impl Server {
         }
     }
 
-    fn held(&self, number: u64) -> Result<Held> {
+    fn held(&self, number: u64) -> Result<Arc<Held>> {
         self.inodes.get(number).ok_or_else(|| Error::Stale { what: format!("inode {number}") })
     }
 
     pub(super) fn lookup(&self, parent: u64, name: &[u8]) -> Result<Looked> {
         let dir = self.held(parent)?;
-        let valid = validity(dir.node.changes());
+        let valid = validity(dir.node().changes());
         let Some(name) = Name::new(name) else { return Ok(Looked::Absent { valid: Duration::ZERO }) };
-        let Some(node) = dir.node.lookup(&name)? else { return Ok(Looked::Absent { valid }) };
-        let node = Arc::new(node);
-        let number = self.inodes.remember(Key::child(dir.key, &name, &node), &node, parent);
-        let meta = self.owned(&node, node.meta());
-        let attributes = Attributes { number, meta, valid: validity(node.changes()) };
-        Ok(Looked::Found { attributes, generation: node.generation(), valid })
+        let Some(entry) = dir.node().lookup(&name)? else { return Ok(Looked::Absent { valid }) };
+        let Listed { held, meta, .. } = Listed::new(dir.key(), parent, name, entry);
+        let attributes = Attributes {
+            number: self.inodes.remember(&held),
+            meta: self.owned(held.node(), meta),
+            valid: validity(held.node().changes()),
+        };
+        Ok(Looked::Found { attributes, generation: held.generation(), valid })
     }
 
     pub(super) fn forget(&self, number: u64, count: u64) -> Result<()> {
@@ -127,46 +129,47 @@ impl Server {
     }
 
     pub(super) fn attributes(&self, number: u64) -> Result<Attributes> {
-        let node = self.held(number)?.node;
+        let held = self.held(number)?;
+        let node = held.node();
         let meta = match node.fresh_meta() {
             // Replaced or removed, but a reader has it open: it is still that file.
             Err(stale @ Error::Stale { .. }) => {
-                let open = self.files.of_inode(number).ok_or(stale)?;
-                let stale = || Error::Stale { what: format!("inode {number}") };
-                open.reader.meta().map_err(Error::io(|| "read attributes".to_owned()))?.ok_or_else(stale)?
+                let open = self.files.of_inode(number).filter(|file| file.generation == held.generation());
+                meta_of(open.ok_or(stale)?.reader.as_ref())?
+                    .ok_or_else(|| Error::Stale { what: format!("inode {number}") })?
             }
             answer => answer?,
         };
-        Ok(Attributes { number, meta: self.owned(&node, meta), valid: validity(node.changes()) })
+        Ok(Attributes { number, meta: self.owned(node, meta), valid: validity(node.changes()) })
     }
 
     /// The attributes of a file that the kernel may read without opening it. A text that changes is read along with
     /// them, so that what is read next has the size that was told.
     pub(super) fn attributes_to_read(&self, number: u64) -> Result<Attributes> {
-        let node = self.held(number)?.node;
-        if !(node.changes() && matches!(*node, Node::Text(_))) {
+        let held = self.held(number)?;
+        if !(held.node().changes() && matches!(held.node(), Node::Text(_))) {
             return self.attributes(number);
         }
-        let file = OpenFile { number, generation: node.generation(), reader: node.open()? };
-        let told = file.reader.meta().map_err(Error::io(|| "read attributes".to_owned()))?;
+        let file = open(number, &held)?;
+        let told = meta_of(file.reader.as_ref())?.ok_or_else(|| Error::Stale { what: format!("inode {number}") })?;
         self.files.keep(Arc::new(file));
-        let meta = self.owned(&node, told.unwrap_or_else(|| node.meta()));
-        Ok(Attributes { number, meta, valid: Duration::ZERO })
+        Ok(Attributes { number, meta: self.owned(held.node(), told), valid: Duration::ZERO })
     }
 
     pub(super) fn read_link(&self, number: u64) -> Result<Vec<u8>> {
-        self.held(number)?.node.read_link()
+        self.held(number)?.node().read_link()
     }
 
     pub(super) fn open(&self, number: u64) -> Result<Opened> {
-        let node = self.held(number)?.node;
-        let caching = match (node.changes(), node.as_ref()) {
+        let held = self.held(number)?;
+        let caching = match (held.node().changes(), held.node()) {
             (false, _) => Caching::Kept,
             (true, Node::Text(_)) => Caching::Never,
             (true, _) => Caching::WhileOpen,
         };
-        let size_bytes = node.meta().size_bytes;
-        let (handle, file) = self.files.insert(open(number, &node)?);
+        let file = open(number, &held)?;
+        let size_bytes = meta_of(file.reader.as_ref())?.map_or(0, |meta| meta.size_bytes);
+        let (handle, file) = self.files.insert(file);
         Ok(Opened { handle, caching, size_bytes, file })
     }
 
@@ -188,7 +191,7 @@ impl Server {
 
     /// Keeps a file open that has no handle, for as long as it will be read again.
     fn was_read(&self, number: u64, file: Arc<OpenFile>, to_the_end: bool) -> Result<()> {
-        if self.held(number)?.node.changes() {
+        if self.held(number)?.node().changes() {
             self.refresher.was_read(number);
             self.files.keep(file);
         } else if to_the_end {
@@ -207,10 +210,10 @@ impl Server {
         if handle != NO_HANDLE {
             return self.files.get(handle).ok_or_else(|| Error::io(|| format!("use handle {handle}"))(Errno::BADF));
         }
-        let node = self.held(number)?.node;
-        match self.files.kept(number).filter(|file| file.generation == node.generation()) {
+        let held = self.held(number)?;
+        match self.files.kept(number).filter(|file| file.generation == held.generation()) {
             Some(file) => Ok(file),
-            None => Ok(Arc::new(open(number, &node)?)),
+            None => Ok(Arc::new(open(number, &held)?)),
         }
     }
 
@@ -221,46 +224,46 @@ impl Server {
 
     /// Whether the kernel may keep a directory's listing.
     pub(super) fn keeps_listing(&self, number: u64) -> Result<bool> {
-        Ok(!self.held(number)?.node.changes())
+        Ok(!self.held(number)?.node().changes())
     }
 
     /// The listing for a reader at this offset.
     pub(super) fn reading(&self, number: u64, offset: u64) -> Result<Reading> {
         let dir = self.held(number)?;
-        let changes = dir.node.changes();
-        let make = || Ok(Listing::new(dir.key, dir.node.list()?, changes));
+        let changes = dir.node().changes();
+        let make = || Listing::of(&dir, number);
         let listing = if changes && offset == 0 {
             self.refresher.was_read(number);
-            self.listings.keep(dir.key, make()?)
+            self.listings.keep(dir.key(), make()?)
         } else {
-            self.listings.get(dir.key, make)?
+            self.listings.get(dir.key(), make)?
         };
         if !changes
             && offset == 0
-            && let Some(parent) = self.inodes.get(dir.parent)
+            && let Some(parent) = self.inodes.get(dir.parent())
         {
-            self.ahead.was_asked(parent.key, dir.key, &listing);
+            self.ahead.was_asked(parent.key(), dir.key(), &listing);
         }
-        Ok(Reading { listing, number, parent: dir.parent, valid: validity(changes) })
+        Ok(Reading { listing, number, parent: dir.parent(), valid: validity(changes) })
     }
 
-    /// An entry's inode number and type, for a listing without attributes.
-    pub(super) fn number(&self, entry: &Listed) -> (u64, Meta) {
-        (self.inodes.number_of(entry.key), entry.node.meta())
+    /// An entry's inode number, for a listing without attributes.
+    pub(super) fn number(&self, entry: &Listed) -> u64 {
+        self.inodes.number_of(entry.held.key())
     }
 
     /// An entry as a lookup would answer it; counts a lookup.
     pub(super) fn entry(&self, dir: &Reading, entry: &Listed) -> (Attributes, u64) {
-        let number = self.inodes.remember(entry.key, &entry.node, dir.number);
-        let valid = dir.valid.min(validity(entry.node.changes()));
-        let meta = self.owned(&entry.node, entry.node.meta());
-        (Attributes { number, meta, valid }, entry.node.generation())
+        let number = self.inodes.remember(&entry.held);
+        let valid = dir.valid.min(validity(entry.held.node().changes()));
+        let meta = self.owned(entry.held.node(), entry.meta);
+        (Attributes { number, meta, valid }, entry.held.generation())
     }
 
     /// The value of an extended attribute. Where the store has no `SELinux` labels, a missing one is answered by "not
     /// supported", as kernels without them do: then `ls -l` asks once, and not for each file.
     pub(super) fn xattr(&self, number: u64, name: &[u8]) -> Result<Option<Vec<u8>>> {
-        match self.held(number)?.node.xattr(name)? {
+        match self.held(number)?.node().xattr(name)? {
             None if name == b"security.selinux" && !self.is_labelled => {
                 Err(Error::io(|| "read a label".to_owned())(Errno::OPNOTSUPP))
             }
@@ -271,7 +274,7 @@ impl Server {
     /// The names of extended attributes, each followed by a NUL. Those of the `trusted.` namespace only to root, as
     /// other file systems do.
     pub(super) fn xattr_names(&self, number: u64, is_root: bool) -> Result<Vec<u8>> {
-        let names = self.held(number)?.node.xattr_names()?;
+        let names = self.held(number)?.node().xattr_names()?;
         let shown = names.into_iter().filter(|name| is_root || !name.starts_with(b"trusted."));
         Ok(shown.flat_map(|name| name.into_iter().chain([0])).collect())
     }
@@ -282,9 +285,15 @@ impl Server {
 }
 
 /// Opens a node's content. Where it may change, not that of another file that has the name by now.
-fn open(number: u64, node: &Node) -> Result<OpenFile> {
+fn open(number: u64, held: &Held) -> Result<OpenFile> {
+    let node = held.node();
     if node.changes() && !matches!(node, Node::Text(_)) {
         node.fresh_meta()?;
     }
-    Ok(OpenFile { number, generation: node.generation(), reader: node.open()? })
+    Ok(OpenFile { number, generation: held.generation(), reader: node.open()? })
+}
+
+/// The attributes of an open file, where it has any of its own.
+fn meta_of(file: &dyn ReadAt) -> Result<Option<Meta>> {
+    file.meta().map_err(Error::io(|| "read attributes".to_owned()))
 }

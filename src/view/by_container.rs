@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::image::{Layers, LayersDir};
-use super::{Link, Node, Section, Shared, Snapshot, Text, facts, meant_id, undamaged};
+use super::{Entry, Link, Section, Shared, Snapshot, Text, facts, meant_id, undamaged};
 use crate::digest::{CacheId, ContainerId};
 use crate::error::{Error, Result};
 use crate::meta::Timestamp;
@@ -22,8 +22,8 @@ use crate::name::Name;
 use crate::store::{Catalogue, Container, Image};
 
 /// The folder of containers.
-pub(super) fn by_container(shared: &Arc<Shared>) -> Node {
-    Node::Section(Arc::new(ByContainer(Arc::clone(shared))))
+pub(super) fn by_container(shared: &Arc<Shared>) -> Entry {
+    Entry::folder(ByContainer(Arc::clone(shared)))
 }
 
 /// The name at which each container is listed: its own, or its ID where it has none or another has the same.
@@ -43,7 +43,7 @@ pub(super) fn names(catalogue: &Catalogue) -> BTreeMap<Name, ContainerId> {
 struct ByContainer(Arc<Shared>);
 
 impl ByContainer {
-    fn node(&self, snapshot: &Snapshot, id: &ContainerId) -> Option<Node> {
+    fn node(&self, snapshot: &Snapshot, id: &ContainerId) -> Option<Entry> {
         let catalogue = &snapshot.catalogue;
         let container = Arc::clone(catalogue.containers.get(id)?);
         let chains: Vec<_> = match container.parent.as_ref().map(|top| catalogue.stack(top)) {
@@ -53,7 +53,7 @@ impl ByContainer {
         };
         let layers = Layers::of(snapshot, chains.into_iter());
         let image = container.image.and_then(|id| catalogue.images.get(&id)).cloned();
-        Some(Node::Section(Arc::new(ContainerDir { shared: Arc::clone(&self.0), container, layers, image })))
+        Some(Entry::folder(ContainerDir { shared: Arc::clone(&self.0), container, layers, image }))
     }
 }
 
@@ -70,7 +70,7 @@ impl Section for ByContainer {
         true
     }
 
-    fn lookup(&self, name: &Name) -> Result<Option<Node>> {
+    fn lookup(&self, name: &Name) -> Result<Option<Entry>> {
         let snapshot = self.0.current();
         if let Some(id) = snapshot.containers.get(name) {
             return Ok(self.node(&snapshot, id));
@@ -78,10 +78,10 @@ impl Section for ByContainer {
         let meant = meant_id(name, snapshot.catalogue.containers.keys().map(ContainerId::hex));
         let meant = meant.and_then(|hex| ContainerId::from_hex(&hex));
         let listed = meant.and_then(|id| snapshot.containers.iter().find(|(_, listed)| **listed == id));
-        Ok(listed.map(|(name, _)| Node::Link(Link::new(name.as_bytes().to_vec(), snapshot.catalogue.changed))))
+        Ok(listed.map(|(name, _)| Entry::link(Link::new(name.as_bytes().to_vec(), snapshot.catalogue.changed))))
     }
 
-    fn list(&self) -> Result<Vec<(Name, Node)>> {
+    fn list(&self) -> Result<Vec<(Name, Entry)>> {
         let snapshot = self.0.current();
         let node = |(name, id): (&Name, &ContainerId)| Some((name.clone(), self.node(&snapshot, id)?));
         Ok(snapshot.containers.iter().filter_map(node).collect())
@@ -99,14 +99,14 @@ struct ContainerDir {
 const ENTRIES: [&str; 6] = ["changes", "config.json", "damage", "init", "layers", "merged"];
 
 impl ContainerDir {
-    fn entry(&self, name: &str) -> Result<Option<Node>> {
+    fn entry(&self, name: &str) -> Result<Option<Entry>> {
         let container = &self.container;
         let node = match name {
             "config.json" => container
                 .config_bytes
-                .map(|size| Node::Text(Text::container_config(&self.shared, container.id, size, container.stored))),
+                .map(|size| Entry::text(Text::container_config(&self.shared, container.id, size, container.stored))),
             "damage" => (!container.damage.is_empty())
-                .then(|| Node::Text(Text::ready(facts::damage(&container.damage), container.stored))),
+                .then(|| Entry::text(Text::ready(facts::damage(&container.damage), container.stored))),
             "layers" => Some(self.layers()),
             "changes" => container.changes.as_ref().map(|id| self.own(id)).transpose()?,
             "init" => container.init.as_ref().map(|id| self.own(id)).transpose()?,
@@ -116,15 +116,15 @@ impl ContainerDir {
         Ok(node)
     }
 
-    fn own(&self, id: &CacheId) -> Result<Node> {
+    fn own(&self, id: &CacheId) -> Result<Entry> {
         self.shared.own_root(id)
     }
 
-    fn layers(&self) -> Node {
+    fn layers(&self) -> Entry {
         LayersDir::node(&self.shared, self.layers.clone(), self.image.as_ref(), self.container.stored)
     }
 
-    fn merged(&self) -> Result<Node> {
+    fn merged(&self) -> Result<Entry> {
         let container = &self.container;
         if let Some(why) = container.damage.first() {
             return Err(Error::damaged(format!("container {}", container.id), why.clone()));
@@ -152,11 +152,11 @@ impl Section for ContainerDir {
         true
     }
 
-    fn lookup(&self, name: &Name) -> Result<Option<Node>> {
+    fn lookup(&self, name: &Name) -> Result<Option<Entry>> {
         std::str::from_utf8(name.as_bytes()).map_or(Ok(None), |name| self.entry(name))
     }
 
-    fn list(&self) -> Result<Vec<(Name, Node)>> {
+    fn list(&self) -> Result<Vec<(Name, Entry)>> {
         // What is damaged is not listed; the damage file says what is wrong.
         let mut entries = Vec::with_capacity(ENTRIES.len());
         for name in ENTRIES {

@@ -2,24 +2,24 @@
 
 use std::sync::Arc;
 
-use super::{Link, Node, Section, Shared, Snapshot, Text, facts, meant_id, undamaged};
+use super::{Entry, Link, Section, Shared, Snapshot, Text, facts, meant_id, undamaged};
 use crate::digest::{ChainId, DiffId};
 use crate::error::Result;
 use crate::meta::Timestamp;
 use crate::name::Name;
 
 /// The folder of chain IDs.
-pub(super) fn by_chain(shared: &Arc<Shared>) -> Node {
+pub(super) fn by_chain(shared: &Arc<Shared>) -> Entry {
     node(shared, Key::Chain)
 }
 
 /// The folder of diff IDs. Of several chains with one diff ID, whose content is the same, one is shown.
-pub(super) fn by_diff(shared: &Arc<Shared>) -> Node {
+pub(super) fn by_diff(shared: &Arc<Shared>) -> Entry {
     node(shared, Key::Diff)
 }
 
-fn node(shared: &Arc<Shared>, key: Key) -> Node {
-    Node::Section(Arc::new(ByLayer { shared: Arc::clone(shared), key }))
+fn node(shared: &Arc<Shared>, key: Key) -> Entry {
+    Entry::folder(ByLayer { shared: Arc::clone(shared), key })
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -49,14 +49,14 @@ impl ByLayer {
         }
     }
 
-    fn facts(&self, snapshot: &Snapshot, chain: &ChainId) -> Node {
+    fn facts(&self, snapshot: &Snapshot, chain: &ChainId) -> Entry {
         let record = snapshot.catalogue.layers.get(chain).map(Arc::as_ref);
         let images = snapshot.users.get(chain).map(Vec::as_slice).unwrap_or_default();
         let content = facts::layer(self.shared.store.driver(), chain, record, images);
-        Node::Text(Text::ready(content, snapshot.catalogue.changed))
+        Entry::text(Text::ready(content, snapshot.catalogue.changed))
     }
 
-    fn tree(&self, snapshot: &Snapshot, chain: &ChainId) -> Result<Option<Node>> {
+    fn tree(&self, snapshot: &Snapshot, chain: &ChainId) -> Result<Option<Entry>> {
         let Some(record) = snapshot.catalogue.layers.get(chain) else { return Ok(None) };
         self.shared.layer_root(record).map(Some)
     }
@@ -75,7 +75,7 @@ impl Section for ByLayer {
         true
     }
 
-    fn lookup(&self, name: &Name) -> Result<Option<Node>> {
+    fn lookup(&self, name: &Name) -> Result<Option<Entry>> {
         let snapshot = self.shared.current();
         let Ok(text) = std::str::from_utf8(name.as_bytes()) else { return Ok(None) };
         if let Some(chain) = text.strip_suffix(".json").and_then(|hex| self.find(&snapshot, hex)) {
@@ -85,10 +85,10 @@ impl Section for ByLayer {
             return self.tree(&snapshot, &chain);
         }
         let meant = meant_id(name, self.all(&snapshot).into_iter().map(|(hex, _)| hex));
-        Ok(meant.map(|hex| Node::Link(Link::new(hex.into_bytes(), snapshot.catalogue.changed))))
+        Ok(meant.map(|hex| Entry::link(Link::new(hex.into_bytes(), snapshot.catalogue.changed))))
     }
 
-    fn list(&self) -> Result<Vec<(Name, Node)>> {
+    fn list(&self) -> Result<Vec<(Name, Entry)>> {
         let snapshot = self.shared.current();
         let mut entries = Vec::new();
         for (hex, chain) in self.all(&snapshot) {

@@ -23,8 +23,8 @@ pub(super) struct Footing {
 
 impl Footing {
     /// The footing of these layers.
-    pub(super) fn new(shared: &Arc<Shared>, records: Vec<Arc<LayerRecord>>) -> Arc<Self> {
-        Arc::new(Self { shared: Arc::clone(shared), records, seen: Mutex::new(None) })
+    pub(super) fn new(shared: &Arc<Shared>, records: Vec<Arc<LayerRecord>>) -> Self {
+        Self { shared: Arc::clone(shared), records, seen: Mutex::new(None) }
     }
 
     /// Passes an answer on if all layers are there after it was made.

@@ -11,7 +11,7 @@
 
 use std::sync::Arc;
 
-use super::{Link, Node, Section, Shared, Snapshot, Text, facts, undamaged};
+use super::{Entry, Link, Section, Shared, Snapshot, Text, facts, undamaged};
 use crate::digest::{CacheId, ChainId, ImageId};
 use crate::error::{Error, Result};
 use crate::meta::Timestamp;
@@ -32,29 +32,31 @@ const ENTRIES: [&str; 5] = ["config.json", "damage", "history", "layers", "merge
 
 impl ImageDir {
     /// The directory of an image, where the store has it. Its entries lie `depth` directories below the root.
-    pub(super) fn node(shared: &Arc<Shared>, snapshot: &Snapshot, id: &ImageId, depth: usize) -> Option<Node> {
+    pub(super) fn node(shared: &Arc<Shared>, snapshot: &Snapshot, id: &ImageId, depth: usize) -> Option<Entry> {
         let image = Arc::clone(snapshot.catalogue.images.get(id)?);
         let layers = Layers::of(snapshot, image.layers.iter().map(|layer| layer.chain));
-        Some(Node::Section(Arc::new(Self { shared: Arc::clone(shared), image, layers, depth })))
+        Some(Entry::folder(Self { shared: Arc::clone(shared), image, layers, depth }))
     }
 
-    fn entry(&self, name: &str) -> Option<Node> {
+    fn entry(&self, name: &str) -> Option<Entry> {
         let image = &self.image;
         let node = match name {
             "config.json" if image.has_config => {
-                Node::Text(Text::image_config(&self.shared, image.id, image.config_bytes, image.stored))
+                Entry::text(Text::image_config(&self.shared, image.id, image.config_bytes, image.stored))
             }
             "history" if image.has_config => {
                 let history = facts::history(image, self.layers.records().map(|record| record.map(Arc::as_ref)));
-                Node::Text(Text::ready(history.into_bytes(), image.stored).for_owner())
+                Entry::text(Text::ready(history.into_bytes(), image.stored).for_owner())
             }
-            "damage" if !image.damage.is_empty() => Node::Text(Text::ready(facts::damage(&image.damage), image.stored)),
+            "damage" if !image.damage.is_empty() => {
+                Entry::text(Text::ready(facts::damage(&image.damage), image.stored))
+            }
             "layers" if image.has_config => {
                 LayersDir::node(&self.shared, self.layers.clone(), Some(image), image.stored)
             }
             "merged" if image.damage.is_empty() => {
                 let target = format!("{}merged/{}", "../".repeat(self.depth), image.id.hex());
-                Node::Link(Link::new(target.into_bytes(), image.stored))
+                Entry::link(Link::new(target.into_bytes(), image.stored))
             }
             _ => return None,
         };
@@ -75,11 +77,11 @@ impl Section for ImageDir {
         false
     }
 
-    fn lookup(&self, name: &Name) -> Result<Option<Node>> {
+    fn lookup(&self, name: &Name) -> Result<Option<Entry>> {
         Ok(std::str::from_utf8(name.as_bytes()).ok().and_then(|name| self.entry(name)))
     }
 
-    fn list(&self) -> Result<Vec<(Name, Node)>> {
+    fn list(&self) -> Result<Vec<(Name, Entry)>> {
         Ok(ENTRIES.iter().filter_map(|name| Some((Name::escaped(name.as_bytes()), self.entry(name)?))).collect())
     }
 }
@@ -125,17 +127,17 @@ pub(super) struct LayersDir {
 
 impl LayersDir {
     /// The folder of these layers, which `image` names.
-    pub(super) fn node(shared: &Arc<Shared>, layers: Layers, image: Option<&Arc<Image>>, time: Timestamp) -> Node {
-        Node::Section(Arc::new(Self { shared: Arc::clone(shared), layers, image: image.map(Arc::clone), time }))
+    pub(super) fn node(shared: &Arc<Shared>, layers: Layers, image: Option<&Arc<Image>>, time: Timestamp) -> Entry {
+        Entry::folder(Self { shared: Arc::clone(shared), layers, image: image.map(Arc::clone), time })
     }
 
-    fn facts(&self, index: usize, chain: &ChainId, record: Option<&LayerRecord>) -> Node {
+    fn facts(&self, index: usize, chain: &ChainId, record: Option<&LayerRecord>) -> Entry {
         let step = self.image.as_ref().and_then(|image| image.step_of(index));
         let content = facts::numbered_layer(self.shared.store.driver(), chain, record, index, step);
-        Node::Text(Text::ready(content, self.time).for_owner())
+        Entry::text(Text::ready(content, self.time).for_owner())
     }
 
-    fn tree(&self, chain: &ChainId, record: Option<&Arc<LayerRecord>>) -> Result<Node> {
+    fn tree(&self, chain: &ChainId, record: Option<&Arc<LayerRecord>>) -> Result<Entry> {
         let record = record.ok_or_else(|| Error::damaged(format!("layer {chain}"), "the store does not list it"))?;
         self.shared.layer_root(record)
     }
@@ -154,7 +156,7 @@ impl Section for LayersDir {
         false
     }
 
-    fn lookup(&self, name: &Name) -> Result<Option<Node>> {
+    fn lookup(&self, name: &Name) -> Result<Option<Entry>> {
         let Ok(text) = std::str::from_utf8(name.as_bytes()) else { return Ok(None) };
         let digits = text.strip_suffix(".json").unwrap_or(text);
         let index = digits.parse::<usize>().ok().filter(|index| index.to_string() == digits);
@@ -168,7 +170,7 @@ impl Section for LayersDir {
         }
     }
 
-    fn list(&self) -> Result<Vec<(Name, Node)>> {
+    fn list(&self) -> Result<Vec<(Name, Entry)>> {
         let mut entries = Vec::with_capacity(self.layers.0.len().saturating_mul(2));
         for (index, (chain, record)) in self.layers.0.iter().enumerate() {
             // A damaged layer has facts, which say what is wrong, and no tree.

@@ -1,13 +1,12 @@
 //! Places in one layer's own tree.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rustix::io::Errno;
 
 use super::footing::Footing;
 use super::node::{XattrSource, wrong_kind};
-use super::{Identity, Node};
+use super::{Entry, Identity, Node};
 use crate::error::{Error, Result};
 use crate::layer::whiteout::{OCI_OPAQUE, oci_mark, oci_marked};
 use crate::layer::{Layer, ReadAt};
@@ -28,21 +27,41 @@ pub enum Form {
 /// A place in one layer's own tree.
 #[derive(Debug, Clone)]
 pub struct LayerNode {
-    layer: Arc<Layer>,
-    path: TreePath,
-    meta: Meta,
-    role: Role,
-    form: Form,
-    footing: Arc<Footing>,
+    ground: Arc<Ground>,
+    place: Place,
+    /// Whether the file is known to have no extended attributes, and to get none.
+    bare: bool,
 }
 
-/// What a file in a layer's own tree is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Role {
-    /// A stored file.
-    Stored,
-    /// The mark, in OCI's form, of a deletion or of an opaque directory, that is stored in another form.
-    Mark,
+/// What all nodes of a layer share.
+#[derive(Debug)]
+struct Ground {
+    layer: Layer,
+    form: Form,
+    footing: Footing,
+}
+
+/// What stands in a layer's own tree. Entries share their directory's path.
+#[derive(Debug, Clone)]
+enum Place {
+    /// A stored directory.
+    Dir(Arc<TreePath>),
+    /// Another stored file.
+    File { dir: Arc<TreePath>, name: Name, inode: u64, kind: Kind },
+    /// The mark, in OCI's form, of the deletion of this name, which is stored in another form.
+    Deletion { dir: Arc<TreePath>, name: Name },
+    /// The mark, in OCI's form, of this opaque directory.
+    Opaque { dir: Arc<TreePath> },
+}
+
+impl Place {
+    /// The path of the stored file.
+    fn path(&self) -> TreePath {
+        match self {
+            Self::Dir(path) | Self::Opaque { dir: path } => TreePath::clone(path),
+            Self::File { dir, name, .. } | Self::Deletion { dir, name } => dir.join(name),
+        }
+    }
 }
 
 impl LayerNode {
@@ -50,47 +69,46 @@ impl LayerNode {
     ///
     /// # Errors
     /// [`Error::Damaged`] where its directory is gone.
-    pub(super) fn root(layer: Arc<Layer>, form: Form, footing: Arc<Footing>) -> Result<Node> {
+    pub(super) fn root(layer: Layer, form: Form, footing: Footing) -> Result<Entry> {
         let path = TreePath::root();
         let meta = layer.tree().stat(&path)?.ok_or_else(|| Error::damaged("a layer", "its directory is gone"))?;
-        Ok(Node::InLayer(Self { layer, path, meta, role: Role::Stored, form, footing }))
+        let node =
+            Self { ground: Arc::new(Ground { layer, form, footing }), place: Place::Dir(Arc::new(path)), bare: false };
+        Ok(Entry { node: Node::InLayer(node), meta })
     }
 
-    fn stored(&self, path: TreePath, mut meta: Meta) -> Self {
-        meta.bare &= !self.layer.changes();
-        Self { path, meta, role: Role::Stored, ..self.clone() }
+    fn entry(&self, place: Place, meta: Meta) -> Entry {
+        let bare = meta.bare && !self.changes();
+        Entry { node: Node::InLayer(Self { ground: Arc::clone(&self.ground), place, bare }), meta }
     }
 
-    /// The mark of a deletion. Docker writes overlay2's marks with mode 0600 and the owner and times of the stored one
-    /// (`overlayWhiteoutConverter` in moby's pkg/archive).
-    fn deletion(&self, path: TreePath, stored: &Meta) -> Self {
-        let mark = Meta { permissions: 0o600, ..mark_of(stored) };
-        Self { path, meta: mark, role: Role::Mark, ..self.clone() }
+    fn stored(&self, dir: &Arc<TreePath>, name: &Name, meta: Meta) -> Entry {
+        let place = match meta.kind {
+            Kind::Directory => Place::Dir(Arc::new(dir.join(name))),
+            kind => Place::File { dir: Arc::clone(dir), name: name.clone(), inode: meta.inode, kind },
+        };
+        self.entry(place, meta)
     }
 
-    /// The mark of an opaque directory: Docker gives it the permissions, owner and times of the directory.
-    fn opaque_mark(&self, dir: &Meta) -> Self {
-        let path = Name::new(OCI_OPAQUE).map_or_else(|| self.path.clone(), |name| self.path.join(&name));
-        let meta = Meta { permissions: dir.permissions & 0o777, ..mark_of(dir) };
-        Self { path, meta, role: Role::Mark, ..self.clone() }
+    fn deletion(&self, dir: &Arc<TreePath>, deleted: &Name, stored: &Meta) -> Entry {
+        self.entry(Place::Deletion { dir: Arc::clone(dir), name: deleted.clone() }, deletion_meta(stored))
     }
 
-    /// The attributes as they were when the node was looked up.
-    pub(super) fn meta(&self) -> &Meta {
-        &self.meta
+    fn opaque_mark(&self, dir: &Arc<TreePath>, meta: &Meta) -> Entry {
+        self.entry(Place::Opaque { dir: Arc::clone(dir) }, opaque_meta(meta))
     }
 
     /// Whether the layer may change.
     pub(super) fn changes(&self) -> bool {
-        self.layer.changes()
+        self.ground.layer.changes()
     }
 
     /// What tells this node from others.
     pub(super) fn identity(&self) -> Identity {
-        if self.role == Role::Mark || self.meta.is_dir() {
-            Identity::Path(self.layer.id().as_bytes().to_vec())
-        } else {
-            Identity::File { layer: self.layer.id(), inode: self.meta.inode, data: None, form: self.form }
+        let layer = self.ground.layer.id();
+        match self.place {
+            Place::File { inode, .. } => Identity::File { layer, inode, data: None, form: self.ground.form },
+            Place::Dir(_) | Place::Deletion { .. } | Place::Opaque { .. } => Identity::Path(layer.as_bytes().to_vec()),
         }
     }
 
@@ -99,9 +117,11 @@ impl LayerNode {
     /// # Errors
     /// `EINVAL` where this is none.
     pub(super) fn read_link(&self) -> Result<Vec<u8>> {
-        match self.role {
-            Role::Stored => self.footing.settle(self.layer.tree().read_link(&self.path)),
-            Role::Mark => Err(wrong_kind("read a link", Errno::INVAL)),
+        match self.place {
+            Place::Dir(_) | Place::File { .. } => {
+                self.ground.footing.settle(self.ground.layer.tree().read_link(&self.place.path()))
+            }
+            Place::Deletion { .. } | Place::Opaque { .. } => Err(wrong_kind("read a link", Errno::INVAL)),
         }
     }
 
@@ -110,92 +130,108 @@ impl LayerNode {
     /// # Errors
     /// Where it could not be opened.
     pub(super) fn open(&self) -> Result<Box<dyn ReadAt>> {
-        match self.role {
-            Role::Stored => self.footing.settle(self.layer.tree().open(&self.path)),
-            Role::Mark => Ok(Box::new(Vec::new())),
+        match self.place {
+            Place::Dir(_) | Place::File { .. } => {
+                self.ground.footing.settle(self.ground.layer.tree().open(&self.place.path()))
+            }
+            Place::Deletion { .. } | Place::Opaque { .. } => Ok(Box::new(Vec::new())),
         }
     }
 
     /// The stored file whose extended attributes this node has.
     pub(super) fn xattr_source(&self) -> Option<XattrSource<'_>> {
-        let can_have = self.role == Role::Stored && !self.meta.bare;
-        can_have.then_some(XattrSource {
-            layer: &self.layer,
-            path: &self.path,
-            form: self.form,
-            footing: &self.footing,
-        })
+        let Ground { layer, form, footing } = self.ground.as_ref();
+        match self.place {
+            Place::Dir(_) | Place::File { .. } if !self.bare => {
+                Some(XattrSource { layer, path: self.place.path(), form: *form, footing })
+            }
+            Place::Dir(_) | Place::File { .. } | Place::Deletion { .. } | Place::Opaque { .. } => None,
+        }
+    }
+
+    fn dir(&self, doing: &str) -> Result<&Arc<TreePath>> {
+        match &self.place {
+            Place::Dir(path) => Ok(path),
+            Place::File { .. } | Place::Deletion { .. } | Place::Opaque { .. } => Err(wrong_kind(doing, Errno::NOTDIR)),
+        }
+    }
+
+    /// The directory's attributes where it is opaque and that is to be shown as a mark.
+    fn opaque(&self, dir: &TreePath) -> Result<Option<Meta>> {
+        let layer = &self.ground.layer;
+        let is_shown = self.ground.form == Form::Oci && !self.bare;
+        if is_shown && layer.whiteouts().has_opaque_mark(layer.tree(), dir)? {
+            layer.tree().stat(dir)
+        } else {
+            Ok(None)
+        }
     }
 
     /// What a name in this directory stands for.
     ///
     /// # Errors
     /// Where the layer could not be read.
-    pub(super) fn lookup(&self, name: &Name) -> Result<Option<Self>> {
-        self.footing.settle(self.find(name))
+    pub(super) fn lookup(&self, name: &Name) -> Result<Option<Entry>> {
+        self.ground.footing.settle(self.find(name))
     }
 
-    fn find(&self, name: &Name) -> Result<Option<Self>> {
-        if self.form == Form::Oci {
-            if name.as_bytes() == OCI_OPAQUE && self.layer.is_opaque(&self.path, &self.meta)? {
-                return Ok(Some(self.opaque_mark(&self.meta)));
+    fn find(&self, name: &Name) -> Result<Option<Entry>> {
+        let Ground { layer, form, .. } = self.ground.as_ref();
+        let dir = self.dir("look up a name in a file")?;
+        if *form == Form::Oci {
+            if name.as_bytes() == OCI_OPAQUE
+                && let Some(meta) = self.opaque(dir)?
+            {
+                return Ok(Some(self.opaque_mark(dir, &meta)));
             }
             if let Some(deleted) = oci_marked(name) {
-                let path = self.path.join(&deleted);
-                if let Some(meta) = self.layer.tree().stat(&path)?
-                    && self.layer.is_whiteout(&path, &meta)?
+                let path = dir.join(&deleted);
+                if let Some(meta) = layer.tree().stat(&path)?
+                    && layer.is_whiteout(&path, &meta)?
                 {
-                    return Ok(Some(self.deletion(self.path.join(name), &meta)));
+                    return Ok(Some(self.deletion(dir, &deleted, &meta)));
                 }
             }
         }
-        let path = self.path.join(name);
-        let Some(meta) = self.layer.tree().stat(&path)? else { return Ok(None) };
-        if self.form == Form::Oci && self.layer.is_whiteout(&path, &meta)? {
+        let path = dir.join(name);
+        let Some(meta) = layer.tree().stat(&path)? else { return Ok(None) };
+        if *form == Form::Oci && layer.is_whiteout(&path, &meta)? {
             return Ok(None);
         }
-        Ok(Some(self.stored(path, meta)))
+        Ok(Some(self.stored(dir, name, meta)))
     }
 
     /// The names in this directory. A mark hides a stored file of the mark's own name, which no OCI layer can hold.
     ///
     /// # Errors
     /// Where the layer could not be read.
-    pub(super) fn list(&self) -> Result<Vec<(Name, Self)>> {
-        self.footing.settle(self.entries())
+    pub(super) fn list(&self) -> Result<Vec<(Name, Entry)>> {
+        self.ground.footing.settle(self.entries())
     }
 
-    fn entries(&self) -> Result<Vec<(Name, Self)>> {
-        let mut stored = self.layer.tree().list(&self.path)?;
-        stored.sort_by(|(a, _), (b, _)| a.cmp(b));
-        if self.form == Form::Stored {
-            return Ok(stored
-                .into_iter()
-                .map(|(n, meta)| (n.clone(), self.stored(self.path.join(&n), meta)))
-                .collect());
-        }
-        let mut shown = BTreeMap::new();
+    fn entries(&self) -> Result<Vec<(Name, Entry)>> {
+        let Ground { layer, form, .. } = self.ground.as_ref();
+        let dir = self.dir("list a file")?;
+        let stored = layer.tree().list(dir)?;
+        let (mut marks, mut files) = (Vec::new(), Vec::with_capacity(stored.len()));
         if let Some(name) = Name::new(OCI_OPAQUE)
-            && self.layer.is_opaque(&self.path, &self.meta)?
+            && let Some(meta) = self.opaque(dir)?
         {
-            shown.insert(name, self.opaque_mark(&self.meta));
+            marks.push((name, self.opaque_mark(dir, &meta)));
         }
-        let mut files = Vec::with_capacity(stored.len());
         for (name, meta) in stored {
-            let path = self.path.join(&name);
-            if self.layer.is_whiteout(&path, &meta)? {
-                if let Some(mark) = oci_mark(&name) {
-                    let node = self.deletion(self.path.join(&mark), &meta);
-                    shown.insert(mark, node);
-                }
+            if *form == Form::Oci && layer.is_whiteout(&dir.join(&name), &meta)? {
+                marks.extend(oci_mark(&name).map(|mark| (mark, self.deletion(dir, &name, &meta))));
             } else {
-                files.push((name, self.stored(path, meta)));
+                let entry = self.stored(dir, &name, meta);
+                files.push((name, entry));
             }
         }
-        for (name, node) in files {
-            shown.entry(name).or_insert(node);
-        }
-        Ok(shown.into_iter().collect())
+        // The sorting is stable: of one name the first stays, which is a mark's.
+        marks.append(&mut files);
+        marks.sort_by(|(one, _), (other, _)| one.cmp(other));
+        marks.dedup_by(|(one, _), (other, _)| one == other);
+        Ok(marks)
     }
 
     /// The attributes as they are.
@@ -203,13 +239,30 @@ impl LayerNode {
     /// # Errors
     /// [`Error::Stale`] where the file is gone, or another has its name.
     pub(super) fn fresh_meta(&self) -> Result<Meta> {
-        if !self.layer.changes() || self.role == Role::Mark {
-            return Ok(self.meta);
+        let Ground { layer, footing, .. } = self.ground.as_ref();
+        let path = self.place.path();
+        let fresh = footing.settle(layer.tree().stat(&path))?;
+        let stale = || Error::Stale { what: format!("{path:?}") };
+        let meta = fresh.ok_or_else(stale)?;
+        match &self.place {
+            Place::Dir(_) if meta.is_dir() => Ok(meta),
+            Place::File { inode, kind, .. } if (meta.kind, meta.inode) == (*kind, *inode) => Ok(meta),
+            Place::Deletion { .. } if footing.settle(layer.is_whiteout(&path, &meta))? => Ok(deletion_meta(&meta)),
+            Place::Opaque { .. } if footing.settle(layer.is_opaque(&path, &meta))? => Ok(opaque_meta(&meta)),
+            Place::Dir(_) | Place::File { .. } | Place::Deletion { .. } | Place::Opaque { .. } => Err(stale()),
         }
-        let fresh = self.layer.tree().stat(&self.path)?;
-        let same = |fresh: &Meta| fresh.kind == self.meta.kind && (fresh.is_dir() || fresh.inode == self.meta.inode);
-        fresh.filter(same).ok_or_else(|| Error::Stale { what: format!("{:?}", self.path) })
     }
+}
+
+/// The mark of a deletion: Docker writes overlay2's with mode 0600 and the owner and times of the stored one
+/// (`overlayWhiteoutConverter` in moby's pkg/archive).
+fn deletion_meta(stored: &Meta) -> Meta {
+    Meta { permissions: 0o600, ..mark_of(stored) }
+}
+
+/// The mark of an opaque directory: Docker gives it the permissions, owner and times of the directory.
+fn opaque_meta(dir: &Meta) -> Meta {
+    Meta { permissions: dir.permissions & 0o777, ..mark_of(dir) }
 }
 
 /// An empty regular file with the owner and times of what it marks.

@@ -11,30 +11,36 @@ use rustix::io::Errno;
 
 use super::footing::Footing;
 use super::node::{XattrSource, wrong_kind};
-use super::{Form, Identity, Node};
+use super::{Entry, Form, Identity, Node};
 use crate::error::{Error, Result};
 use crate::layer::{Layer, ReadAt};
 use crate::meta::Meta;
 use crate::name::{Name, TreePath};
-use crate::union::{Listing, Member, Union};
+use crate::union::{Found, Listing, Member, Union};
 
 /// A place in a union.
 #[derive(Debug, Clone)]
 pub struct UnionNode {
-    union: Arc<Union>,
+    ground: Arc<Ground>,
     member: Member,
-    /// The path in a union that changes, empty in others.
-    path: TreePath,
-    /// What the node stood for when it was looked up last; only in a union that changes.
-    latest: Option<Arc<Mutex<Latest>>>,
-    footing: Arc<Footing>,
+    /// Only where what this stands for may change.
+    changing: Option<Arc<Changing>>,
 }
 
-/// What a node of a container's union stands for, and when that was seen; guarded so as to be replaced.
-#[derive(Debug, Clone)]
-struct Latest {
-    member: Member,
-    seen: Instant,
+/// What all nodes of a union share.
+#[derive(Debug)]
+struct Ground {
+    union: Union,
+    footing: Footing,
+}
+
+/// A place in a container's union.
+#[derive(Debug)]
+struct Changing {
+    /// The path in the union.
+    path: TreePath,
+    /// What the node stood for when it was looked up last, and when that was; guarded so as to be replaced.
+    latest: Mutex<(Member, Instant)>,
 }
 
 /// How long what was seen of a container's union counts. Each path that a user types is looked up anew from the union's
@@ -58,61 +64,56 @@ impl UnionNode {
     ///
     /// # Errors
     /// [`Error::Damaged`] where its top layer's directory is gone, or there are no layers.
-    pub(super) fn root(union: Union, footing: Arc<Footing>) -> Result<Node> {
+    pub(super) fn root(union: Union, footing: Footing) -> Result<Entry> {
         let root = union.root().and_then(|root| root.ok_or_else(|| Error::damaged("a union", "it has no layers")));
-        let member = footing.settle(root)?;
-        Ok(Node::InUnion(Self::new(&Arc::new(union), member, TreePath::root(), &footing)))
+        let found = footing.settle(root)?;
+        Ok(Self::entry(&Arc::new(Ground { union, footing }), found, TreePath::root))
     }
 
-    fn new(union: &Arc<Union>, member: Member, path: TreePath, footing: &Arc<Footing>) -> Self {
-        let latest = || Arc::new(Mutex::new(Latest { member: member.clone(), seen: Instant::now() }));
-        let latest = union.changes().then(latest);
-        Self { union: Arc::clone(union), member, path, latest, footing: Arc::clone(footing) }
+    fn entry(ground: &Arc<Ground>, found: Found, path: impl FnOnce() -> TreePath) -> Entry {
+        let Found { member, meta } = found;
+        let changes = match &member {
+            Member::Dir(_) => ground.union.changes(),
+            Member::File(file) => ground.union.layer_of(file).map_or(true, |layer| layer.changes()),
+        };
+        let changing = || Arc::new(Changing { path: path(), latest: Mutex::new((member.clone(), Instant::now())) });
+        let changing = changes.then(changing);
+        Entry { node: Node::InUnion(Self { ground: Arc::clone(ground), member, changing }), meta }
     }
 
-    fn child(&self, name: &Name, member: Member) -> Self {
-        let path = if self.union.changes() { self.path.join(name) } else { TreePath::root() };
-        Self::new(&self.union, member, path, &self.footing)
+    fn child(&self, name: &Name, found: Found) -> Entry {
+        // A directory that cannot change holds nothing that can.
+        let path = || self.changing.as_ref().map_or_else(TreePath::root, |changing| changing.path.join(name));
+        Self::entry(&self.ground, found, path)
     }
 
     /// What the node stands for as the layers are. In a container's union a directory of an image's layer is joined by
     /// one of the container's at any time.
     fn current(&self) -> Result<Cow<'_, Member>> {
-        let Some(latest) = self.latest.as_ref().filter(|_| self.changes()) else {
-            return Ok(Cow::Borrowed(&self.member));
-        };
-        let known = latest.lock().clone();
-        if known.seen.elapsed() < TRUSTED {
-            return Ok(Cow::Owned(known.member));
+        let Some(changing) = &self.changing else { return Ok(Cow::Borrowed(&self.member)) };
+        let (known, seen) = changing.latest.lock().clone();
+        if seen.elapsed() < TRUSTED {
+            return Ok(Cow::Owned(known));
         }
-        let member = self.looked_up_again()?;
-        *latest.lock() = Latest { member: member.clone(), seen: Instant::now() };
+        let Found { member, .. } = self.looked_up_again(&changing.path)?;
+        *changing.latest.lock() = (member.clone(), Instant::now());
         Ok(Cow::Owned(member))
     }
 
-    fn looked_up_again(&self) -> Result<Member> {
-        let stale = || Error::Stale { what: format!("{:?}", self.path) };
-        let mut member = self.union.root()?.ok_or_else(stale)?;
-        for name in self.path.components().filter_map(Name::new) {
-            let Member::Dir(dir, _) = member else { return Err(stale()) };
-            member = self.union.lookup(&dir, &name)?.ok_or_else(stale)?;
+    fn looked_up_again(&self, path: &TreePath) -> Result<Found> {
+        let stale = || Error::Stale { what: format!("{path:?}") };
+        let union = &self.ground.union;
+        let mut found = union.root()?.ok_or_else(stale)?;
+        for name in path.components().filter_map(Name::new) {
+            let Member::Dir(dir) = &found.member else { return Err(stale()) };
+            found = union.lookup(dir, &name)?.ok_or_else(stale)?;
         }
-        let (known, found) = (self.member.meta(), member.meta());
-        let same = known.kind == found.kind && (known.is_dir() || known.inode == found.inode);
-        if same { Ok(member) } else { Err(stale()) }
+        if self.member.is_of(&found.meta) { Ok(found) } else { Err(stale()) }
     }
 
     /// Whether what this node stands for may change.
     pub(super) fn changes(&self) -> bool {
-        match self.member {
-            Member::Dir(..) => self.union.changes(),
-            Member::File(..) => self.source().map_or(true, |(layer, _)| layer.changes()),
-        }
-    }
-
-    /// The attributes as they were when the node was looked up.
-    pub(super) fn meta(&self) -> &Meta {
-        self.member.meta()
+        self.changing.is_some()
     }
 
     /// The target of a symbolic link.
@@ -121,7 +122,7 @@ impl UnionNode {
     /// `EINVAL` where this is none.
     pub(super) fn read_link(&self) -> Result<Vec<u8>> {
         let (layer, path) = self.source()?;
-        self.footing.settle(layer.tree().read_link(path))
+        self.ground.footing.settle(layer.tree().read_link(&path))
     }
 
     /// The stored file whose extended attributes this node has.
@@ -129,26 +130,27 @@ impl UnionNode {
     /// # Errors
     /// Where no layer has it.
     pub(super) fn xattr_source(&self) -> Result<Option<XattrSource<'_>>> {
-        if self.meta().bare && !self.changes() {
+        if self.member.is_bare() && !self.changes() {
             return Ok(None);
         }
         let (layer, path) = self.source()?;
-        Ok(Some(XattrSource { layer, path, form: Form::Oci, footing: &self.footing }))
+        Ok(Some(XattrSource { layer, path, form: Form::Oci, footing: &self.ground.footing }))
     }
 
-    fn source(&self) -> Result<(&Arc<Layer>, &TreePath)> {
-        self.union.source(&self.member)
+    fn source(&self) -> Result<(&Arc<Layer>, TreePath)> {
+        self.ground.union.source(&self.member)
     }
 
     /// What tells this node from others.
     pub(super) fn identity(&self) -> Identity {
-        match (&self.member, self.source()) {
-            (Member::File(_, meta), Ok((layer, _))) => {
-                let data = self.union.data_elsewhere(&self.member);
-                Identity::File { layer: layer.id(), inode: meta.inode, data, form: Form::Oci }
-            }
-            (Member::Dir(..) | Member::File(..), _) => Identity::Path(self.union.id().as_bytes().to_vec()),
+        let union = &self.ground.union;
+        if let Member::File(file) = &self.member
+            && let Ok(layer) = union.layer_of(file)
+        {
+            let data = union.data_elsewhere(file);
+            return Identity::File { layer: layer.id(), inode: file.inode(), data, form: Form::Oci };
         }
+        Identity::Path(union.id().as_bytes().to_vec())
     }
 
     /// Opens a regular file.
@@ -157,8 +159,8 @@ impl UnionNode {
     /// Where it could not be opened.
     pub(super) fn open(&self) -> Result<Box<dyn ReadAt>> {
         match self.current()?.as_ref() {
-            Member::File(file, _) => self.footing.settle(self.union.open(file)),
-            Member::Dir(..) => Err(wrong_kind("open a directory", Errno::ISDIR)),
+            Member::File(file) => self.ground.footing.settle(self.ground.union.open(file)),
+            Member::Dir(_) => Err(wrong_kind("open a directory", Errno::ISDIR)),
         }
     }
 
@@ -166,13 +168,13 @@ impl UnionNode {
     ///
     /// # Errors
     /// As [`Union::lookup`].
-    pub(super) fn lookup(&self, name: &Name) -> Result<Option<Self>> {
+    pub(super) fn lookup(&self, name: &Name) -> Result<Option<Entry>> {
         match self.current()?.as_ref() {
-            Member::Dir(dir, _) => {
-                let found = self.footing.settle(self.union.lookup(dir, name))?;
-                Ok(found.map(|member| self.child(name, member)))
+            Member::Dir(dir) => {
+                let found = self.ground.footing.settle(self.ground.union.lookup(dir, name))?;
+                Ok(found.map(|found| self.child(name, found)))
             }
-            Member::File(..) => Err(wrong_kind("look up a name in a file", Errno::NOTDIR)),
+            Member::File(_) => Err(wrong_kind("look up a name in a file", Errno::NOTDIR)),
         }
     }
 
@@ -180,20 +182,20 @@ impl UnionNode {
     ///
     /// # Errors
     /// Where a layer could not be read.
-    pub(super) fn list(&self) -> Result<Vec<(Name, Self)>> {
+    pub(super) fn list(&self) -> Result<Vec<(Name, Entry)>> {
         let current = self.current()?;
-        let Member::Dir(dir, _) = current.as_ref() else {
+        let Member::Dir(dir) = current.as_ref() else {
             return Err(wrong_kind("list a file", Errno::NOTDIR));
         };
-        let Listing { members, refused } = self.footing.settle(self.union.list(dir))?;
+        let Listing { members, refused } = self.ground.footing.settle(self.ground.union.list(dir))?;
         for error in refused {
             warn_once(format!("not shown: {error}"));
         }
-        let node = |(name, member)| {
-            let node = self.child(&name, member);
-            (name, node)
+        let entry = |(name, found)| {
+            let entry = self.child(&name, found);
+            (name, entry)
         };
-        Ok(members.into_iter().map(node).collect())
+        Ok(members.into_iter().map(entry).collect())
     }
 
     /// The attributes as they are.
@@ -201,6 +203,12 @@ impl UnionNode {
     /// # Errors
     /// [`Error::Stale`] where the file is gone, or another has its name.
     pub(super) fn fresh_meta(&self) -> Result<Meta> {
-        Ok(if self.changes() { *self.looked_up_again()?.meta() } else { *self.meta() })
+        if let Some(changing) = &self.changing {
+            return Ok(self.looked_up_again(&changing.path)?.meta);
+        }
+        let meta = self.ground.footing.settle(self.ground.union.stat(&self.member))?;
+        let stale =
+            || Error::Stale { what: self.source().map_or_else(|_| String::new(), |(_, path)| format!("{path:?}")) };
+        meta.filter(|meta| self.member.is_of(meta)).ok_or_else(stale)
     }
 }

@@ -7,15 +7,15 @@
 use std::sync::Arc;
 
 use super::names::{Found, Path, target};
-use super::{Link, Node, Section, Shared, Snapshot, meant_id, undamaged};
+use super::{Entry, Link, Section, Shared, Snapshot, meant_id, undamaged};
 use crate::digest::{ChainId, ImageId};
 use crate::error::{Error, Result};
 use crate::meta::Timestamp;
 use crate::name::Name;
 
 /// The folder of unions.
-pub(super) fn merged(shared: &Arc<Shared>) -> Node {
-    Node::Section(Arc::new(Merged { shared: Arc::clone(shared), path: Path::new() }))
+pub(super) fn merged(shared: &Arc<Shared>) -> Entry {
+    Entry::folder(Merged { shared: Arc::clone(shared), path: Path::new() })
 }
 
 #[derive(Debug)]
@@ -29,18 +29,18 @@ impl Merged {
         self.path.iter().chain([name]).cloned().collect()
     }
 
-    fn directory(&self, path: Path) -> Node {
-        Node::Section(Arc::new(Self { shared: Arc::clone(&self.shared), path }))
+    fn directory(&self, path: Path) -> Entry {
+        Entry::folder(Self { shared: Arc::clone(&self.shared), path })
     }
 
-    fn image(&self, snapshot: &Snapshot, id: &ImageId) -> Result<Option<Node>> {
+    fn image(&self, snapshot: &Snapshot, id: &ImageId) -> Result<Option<Entry>> {
         let Some(image) = snapshot.catalogue.images.get(id) else { return Ok(None) };
         if let Some(why) = image.damage.first() {
             return Err(Error::damaged(format!("image {id}"), why.clone()));
         }
         match image.top() {
             Some(top) => self.shared.union_root(Vec::new(), snapshot.catalogue.stack(&top)?).map(Some),
-            None => Ok(Some(Node::Section(Arc::new(Empty(image.stored))))),
+            None => Ok(Some(Entry::folder(Empty(image.stored)))),
         }
     }
 
@@ -58,7 +58,7 @@ impl Merged {
     }
 
     /// What a full ID at the top stands for.
-    fn by_id(&self, snapshot: &Snapshot, typed: &Name) -> Result<Option<Node>> {
+    fn by_id(&self, snapshot: &Snapshot, typed: &Name) -> Result<Option<Entry>> {
         let id = std::str::from_utf8(typed.as_bytes()).ok().and_then(ImageId::from_hex);
         match id.filter(|_| self.path.is_empty()) {
             Some(id) => self.image(snapshot, &id),
@@ -66,7 +66,7 @@ impl Merged {
         }
     }
 
-    fn chain(&self, snapshot: &Snapshot, typed: &Name) -> Result<Option<Node>> {
+    fn chain(&self, snapshot: &Snapshot, typed: &Name) -> Result<Option<Entry>> {
         let text = std::str::from_utf8(typed.as_bytes()).unwrap_or_default();
         let chain = ChainId::from_hex(text.strip_prefix("sha256:").unwrap_or(text));
         match chain.filter(|chain| self.path.is_empty() && snapshot.catalogue.layers.contains_key(chain)) {
@@ -89,10 +89,10 @@ impl Section for Merged {
         true
     }
 
-    fn lookup(&self, name: &Name) -> Result<Option<Node>> {
+    fn lookup(&self, name: &Name) -> Result<Option<Entry>> {
         let snapshot = self.shared.current();
         let path = self.below(name);
-        let link = |place: &Path| Node::Link(Link::new(target(&self.path, place), snapshot.catalogue.changed));
+        let link = |place: &Path| Entry::link(Link::new(target(&self.path, place), snapshot.catalogue.changed));
         // Before all others: links of the view lead to IDs, and a repository may have a name that looks like one.
         if let Some(node) = self.by_id(&snapshot, name)? {
             return Ok(Some(node));
@@ -110,7 +110,7 @@ impl Section for Merged {
         }
     }
 
-    fn list(&self) -> Result<Vec<(Name, Node)>> {
+    fn list(&self) -> Result<Vec<(Name, Entry)>> {
         let snapshot = self.shared.current();
         let mut entries = Vec::new();
         for (name, id) in snapshot.merged.list(&self.path) {
@@ -142,11 +142,11 @@ impl Section for Empty {
         false
     }
 
-    fn lookup(&self, _: &Name) -> Result<Option<Node>> {
+    fn lookup(&self, _: &Name) -> Result<Option<Entry>> {
         Ok(None)
     }
 
-    fn list(&self) -> Result<Vec<(Name, Node)>> {
+    fn list(&self) -> Result<Vec<(Name, Entry)>> {
         Ok(Vec::new())
     }
 }

@@ -41,7 +41,7 @@ use footing::Footing;
 pub use in_layer::{Form, LayerNode};
 pub use in_union::UnionNode;
 use names::NameTree;
-pub use node::{Identity, Link, Node};
+pub use node::{Entry, Identity, Link, Node};
 pub use text::Text;
 
 /// How the tree is to be shown.
@@ -74,16 +74,16 @@ pub trait Section: Debug + Send + Sync {
     ///
     /// # Errors
     /// [`Error::Damaged`] for what should be there but cannot be shown.
-    fn lookup(&self, name: &Name) -> Result<Option<Node>>;
+    fn lookup(&self, name: &Name) -> Result<Option<Entry>>;
 
     /// The names that a listing shows, in no order; each of them can be looked up.
     ///
     /// # Errors
     /// Where the store could not be read.
-    fn list(&self) -> Result<Vec<(Name, Node)>>;
+    fn list(&self) -> Result<Vec<(Name, Entry)>>;
 }
 
-type Folder = fn(&Arc<Shared>) -> Node;
+type Folder = fn(&Arc<Shared>) -> Entry;
 
 /// The top-level folders and files.
 const FOLDERS: &[(&str, Folder)] = &[
@@ -137,7 +137,7 @@ impl View {
     /// The root directory.
     #[must_use]
     pub fn root(&self) -> Node {
-        Node::Section(Arc::new(RootDir(Arc::clone(&self.shared))))
+        Entry::folder(RootDir(Arc::clone(&self.shared))).node
     }
 
     /// What a path stands for; links on the way are not followed.
@@ -148,7 +148,7 @@ impl View {
         let mut node = self.root();
         for name in path.components().filter_map(Name::new) {
             match node.lookup(&name)? {
-                Some(next) => node = next,
+                Some(next) => node = next.node,
                 None => return Ok(None),
             }
         }
@@ -216,22 +216,22 @@ impl Shared {
     }
 
     /// The root of the union of these layers, top first, under a container's own where there are any.
-    fn union_root(self: &Arc<Self>, own: Vec<Arc<Layer>>, records: Vec<Arc<LayerRecord>>) -> Result<Node> {
+    fn union_root(self: &Arc<Self>, own: Vec<Arc<Layer>>, records: Vec<Arc<LayerRecord>>) -> Result<Entry> {
         let below = records.iter().map(|record| self.layer(record).map(Arc::new)).collect::<Result<Vec<_>>>()?;
         let union = Union::new(own.into_iter().chain(below).collect::<Vec<_>>());
         UnionNode::root(union, Footing::new(self, records))
     }
 
     /// The root of one image layer's own tree.
-    fn layer_root(self: &Arc<Self>, record: &Arc<LayerRecord>) -> Result<Node> {
+    fn layer_root(self: &Arc<Self>, record: &Arc<LayerRecord>) -> Result<Entry> {
         let footing = Footing::new(self, vec![Arc::clone(record)]);
-        LayerNode::root(Arc::new(self.layer(record)?), self.options.whiteouts, footing)
+        LayerNode::root(self.layer(record)?, self.options.whiteouts, footing)
     }
 
     /// The root of a container's own layer.
-    fn own_root(self: &Arc<Self>, id: &CacheId) -> Result<Node> {
+    fn own_root(self: &Arc<Self>, id: &CacheId) -> Result<Entry> {
         let layer = self.store.layer(id)?.changing();
-        LayerNode::root(Arc::new(layer), self.options.whiteouts, Footing::new(self, Vec::new()))
+        LayerNode::root(layer, self.options.whiteouts, Footing::new(self, Vec::new()))
     }
 }
 
@@ -310,12 +310,12 @@ impl Section for RootDir {
         false
     }
 
-    fn lookup(&self, name: &Name) -> Result<Option<Node>> {
+    fn lookup(&self, name: &Name) -> Result<Option<Entry>> {
         let folder = FOLDERS.iter().find(|(known, _)| known.as_bytes() == name.as_bytes());
         Ok(folder.map(|(_, make)| make(&self.0)))
     }
 
-    fn list(&self) -> Result<Vec<(Name, Node)>> {
+    fn list(&self) -> Result<Vec<(Name, Entry)>> {
         Ok(FOLDERS.iter().map(|(name, make)| (Name::escaped(name.as_bytes()), make(&self.0))).collect())
     }
 }

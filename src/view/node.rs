@@ -15,19 +15,62 @@ use crate::layer::{Layer, LayerId, ReadAt};
 use crate::meta::{Kind, Meta, Timestamp};
 use crate::name::{Name, TreePath};
 
-/// Anything in the tree.
+/// Anything in the tree: what it stands on, without its attributes. One is held for each file that the kernel knows,
+/// so it is small.
 #[derive(Debug, Clone)]
 pub enum Node {
     /// A folder of the view's own making.
     Section(Arc<dyn Section>),
     /// A small file of the view's own making, or of the store's.
-    Text(Text),
+    Text(Box<Text>),
     /// A symbolic link of the view's own making.
-    Link(Link),
+    Link(Box<Link>),
     /// A place in one layer's own tree.
     InLayer(LayerNode),
     /// A place in a union.
     InUnion(UnionNode),
+}
+
+/// What a lookup or a listing finds: a node, and what is told of it at once and not held.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// What was found.
+    pub node: Node,
+    /// Its attributes at that time.
+    pub meta: Meta,
+}
+
+impl Entry {
+    pub(super) fn folder(section: impl Section + 'static) -> Self {
+        let meta = folder_meta(&section);
+        Self { node: Node::Section(Arc::new(section)), meta }
+    }
+
+    pub(super) fn text(text: Text) -> Self {
+        Self { meta: text.meta(), node: Node::Text(Box::new(text)) }
+    }
+
+    pub(super) fn link(link: Link) -> Self {
+        Self { meta: link.meta(), node: Node::Link(Box::new(link)) }
+    }
+
+    /// Tells apart two files that had the same number in turn; zero where that cannot be. Directories are told apart by
+    /// their paths, and stay the same when another layer joins them.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        match self.node {
+            Node::InLayer(_) | Node::InUnion(_) if self.node.changes() && !self.meta.is_dir() => {
+                let created = self.meta.created;
+                let seconds = created.seconds.unsigned_abs();
+                seconds.wrapping_mul(1_000_000_000).wrapping_add(created.nanoseconds.into())
+            }
+            Node::InLayer(_) | Node::InUnion(_) | Node::Section(_) | Node::Text(_) | Node::Link(_) => 0,
+        }
+    }
+}
+
+fn folder_meta(section: &dyn Section) -> Meta {
+    Meta { links: 2, ..Meta::made_up(Kind::Directory, 0o555, section.time(), 0) }
 }
 
 /// What tells one node from another; the mount makes inode numbers of it.
@@ -59,7 +102,7 @@ pub struct Link {
 #[derive(Debug)]
 pub(super) struct XattrSource<'a> {
     pub(super) layer: &'a Layer,
-    pub(super) path: &'a TreePath,
+    pub(super) path: TreePath,
     pub(super) form: Form,
     pub(super) footing: &'a Footing,
 }
@@ -67,42 +110,28 @@ pub(super) struct XattrSource<'a> {
 impl XattrSource<'_> {
     fn names(&self) -> Result<Vec<Vec<u8>>> {
         self.footing.settle(match self.form {
-            Form::Oci => self.layer.shown_xattrs(self.path),
-            Form::Stored => self.layer.tree().xattr_names(self.path),
+            Form::Oci => self.layer.shown_xattrs(&self.path),
+            Form::Stored => self.layer.tree().xattr_names(&self.path),
         })
     }
 
     fn value(&self, name: &[u8]) -> Result<Option<Vec<u8>>> {
         self.footing.settle(match self.form {
-            Form::Oci => self.layer.shown_xattr(self.path, name),
-            Form::Stored => self.layer.tree().xattr(self.path, name),
+            Form::Oci => self.layer.shown_xattr(&self.path, name),
+            Form::Stored => self.layer.tree().xattr(&self.path, name),
         })
     }
 }
 
 impl Node {
-    /// The attributes as they were when the node was looked up.
-    #[must_use]
-    pub fn meta(&self) -> Meta {
-        match self {
-            Self::Section(section) => Meta { links: 2, ..Meta::made_up(Kind::Directory, 0o555, section.time(), 0) },
-            Self::Text(text) => text.meta(),
-            Self::Link(link) => {
-                let size = u64::try_from(link.target.len()).unwrap_or(u64::MAX);
-                Meta { blocks: 0, ..Meta::made_up(Kind::Symlink, 0o777, link.time, size) }
-            }
-            Self::InLayer(node) => *node.meta(),
-            Self::InUnion(node) => *node.meta(),
-        }
-    }
-
-    /// The attributes as they are. Only what may change is looked up again.
+    /// The attributes as they are. What may change is looked up again; of other stored files they are read again.
     ///
     /// # Errors
     /// [`Error::Stale`] where the file is gone.
     pub fn fresh_meta(&self) -> Result<Meta> {
         match self {
-            Self::Section(_) | Self::Link(_) => Ok(self.meta()),
+            Self::Section(section) => Ok(folder_meta(section.as_ref())),
+            Self::Link(link) => Ok(link.meta()),
             Self::Text(text) => text.fresh_meta(),
             Self::InLayer(node) => node.fresh_meta(),
             Self::InUnion(node) => node.fresh_meta(),
@@ -133,29 +162,15 @@ impl Node {
         }
     }
 
-    /// Tells apart two files that had the same number in turn; zero where that cannot be. Directories are told apart by
-    /// their paths, and stay the same when another layer joins them.
-    #[must_use]
-    pub fn generation(&self) -> u64 {
-        match self {
-            Self::InLayer(_) | Self::InUnion(_) if self.changes() && !self.meta().is_dir() => {
-                let created = self.meta().created;
-                let seconds = created.seconds.unsigned_abs();
-                seconds.wrapping_mul(1_000_000_000).wrapping_add(created.nanoseconds.into())
-            }
-            Self::InLayer(_) | Self::InUnion(_) | Self::Section(_) | Self::Text(_) | Self::Link(_) => 0,
-        }
-    }
-
     /// What a name in this directory stands for.
     ///
     /// # Errors
     /// `ENOTDIR` where this is no directory.
-    pub fn lookup(&self, name: &Name) -> Result<Option<Self>> {
+    pub fn lookup(&self, name: &Name) -> Result<Option<Entry>> {
         match self {
             Self::Section(section) => section.lookup(name),
-            Self::InLayer(node) => Ok(node.lookup(name)?.map(Self::InLayer)),
-            Self::InUnion(node) => Ok(node.lookup(name)?.map(Self::InUnion)),
+            Self::InLayer(node) => node.lookup(name),
+            Self::InUnion(node) => node.lookup(name),
             Self::Text(_) | Self::Link(_) => Err(wrong_kind("look up a name in a file", Errno::NOTDIR)),
         }
     }
@@ -164,11 +179,11 @@ impl Node {
     ///
     /// # Errors
     /// `ENOTDIR` where this is no directory.
-    pub fn list(&self) -> Result<Vec<(Name, Self)>> {
+    pub fn list(&self) -> Result<Vec<(Name, Entry)>> {
         match self {
             Self::Section(section) => section.list(),
-            Self::InLayer(node) => Ok(named(node.list()?, Self::InLayer)),
-            Self::InUnion(node) => Ok(named(node.list()?, Self::InUnion)),
+            Self::InLayer(node) => node.list(),
+            Self::InUnion(node) => node.list(),
             Self::Text(_) | Self::Link(_) => Err(wrong_kind("list a file", Errno::NOTDIR)),
         }
     }
@@ -226,10 +241,6 @@ impl Node {
     }
 }
 
-fn named<T>(entries: Vec<(Name, T)>, node: impl Fn(T) -> Node) -> Vec<(Name, Node)> {
-    entries.into_iter().map(|(name, entry)| (name, node(entry))).collect()
-}
-
 /// The error of an operation on a file of the wrong type.
 pub(super) fn wrong_kind(doing: &str, errno: Errno) -> Error {
     Error::io(|| doing.to_owned())(errno)
@@ -240,5 +251,10 @@ impl Link {
     #[must_use]
     pub fn new(target: Vec<u8>, time: Timestamp) -> Self {
         Self { target, time }
+    }
+
+    fn meta(&self) -> Meta {
+        let size = u64::try_from(self.target.len()).unwrap_or(u64::MAX);
+        Meta { blocks: 0, ..Meta::made_up(Kind::Symlink, 0o777, self.time, size) }
     }
 }

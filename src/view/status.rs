@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{Form, Node, Shared, Text, facts};
+use super::{Entry, Form, Shared, Text, facts};
 use crate::store::{Image, Standing};
 
 #[derive(Serialize)]
@@ -39,8 +39,8 @@ struct Damage {
 }
 
 /// The file at the root.
-pub(super) fn status(shared: &Arc<Shared>) -> Node {
-    Node::Text(Text::status(shared))
+pub(super) fn status(shared: &Arc<Shared>) -> Entry {
+    Entry::text(Text::status(shared))
 }
 
 /// The file's content.
