@@ -6,7 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use rustix::fs::SeekFrom;
+use rustix::fs::{Advice, SeekFrom};
+use rustix::io::{Errno, ReadWriteFlags};
 
 use super::{LayerTree, ReadAt, Seek};
 use crate::error::Result;
@@ -75,6 +76,21 @@ impl ReadAt for File {
 
     fn meta(&self) -> io::Result<Option<Meta>> {
         Ok(Some(root::meta_of(self)?))
+    }
+
+    fn will_need(&self) -> io::Result<bool> {
+        let mut first = [0];
+        match rustix::io::preadv2(self, &mut [io::IoSliceMut::new(&mut first)], 0, ReadWriteFlags::NOWAIT) {
+            Ok(_) => Ok(false),
+            Err(Errno::AGAIN) => {
+                // Whatever is behind the end does no harm.
+                rustix::fs::fadvise(self, 0, None, Advice::WillNeed)?;
+                Ok(true)
+            }
+            // Some file systems cannot tell.
+            Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     fn backing_fd(&self) -> Option<BorrowedFd<'_>> {

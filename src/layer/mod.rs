@@ -87,6 +87,14 @@ pub trait ReadAt: Debug + Send + Sync {
         Ok(None)
     }
 
+    /// Has the start of the file read from its disk, without waiting; answers whether it was not in memory.
+    ///
+    /// # Errors
+    /// The system's.
+    fn will_need(&self) -> io::Result<bool> {
+        Ok(false)
+    }
+
     /// The file on the host, where there is one.
     fn backing_fd(&self) -> Option<BorrowedFd<'_>> {
         None

@@ -15,6 +15,7 @@ mod refresh;
 mod server;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use fuser::{Config, MountOption, Session, SessionACL};
 use rustix::mount::UnmountFlags;
@@ -67,6 +68,7 @@ pub struct Mounted {
     session: Session<adapter::Adapter>,
     /// `None` where a helper program mounted.
     attached: Option<Attached>,
+    kernel: ahead::Kernel,
     refreshing: Refreshing,
 }
 
@@ -76,12 +78,14 @@ pub struct Mounted {
 /// [`Error::Io`] where the system refuses the mount.
 pub fn mount(view: View, options: &Options) -> Result<Mounted> {
     let (refresher, refreshing) = Refresher::new();
-    let adapter = adapter::Adapter::new(server::Server::new(view, refresher), options.opens, options.allow_other);
+    let kernel = ahead::Kernel::default();
+    let server = server::Server::new(view, Arc::clone(&kernel), refresher);
+    let adapter = adapter::Adapter::new(server, options.opens, options.allow_other);
     let doing = || format!("mount on {}", options.mount_point.display());
     let config = config(options);
     match attach::attach(options)? {
         Some((device, attached)) => match Session::from_fd(adapter, device, config.acl, config) {
-            Ok(session) => Ok(Mounted { session, attached: Some(attached), refreshing }),
+            Ok(session) => Ok(Mounted { session, attached: Some(attached), kernel, refreshing }),
             Err(error) => {
                 // The first error is the one to report.
                 let _ = attached.detach(UnmountFlags::DETACH);
@@ -90,7 +94,7 @@ pub fn mount(view: View, options: &Options) -> Result<Mounted> {
         },
         None => {
             let session = Session::new(adapter, &options.mount_point, &config).map_err(Error::io(doing))?;
-            Ok(Mounted { session, attached: None, refreshing })
+            Ok(Mounted { session, attached: None, kernel, refreshing })
         }
     }
 }
@@ -138,7 +142,8 @@ impl Mounted {
     /// # Errors
     /// [`Error::Io`] where the kernel can no longer be talked to.
     pub fn serve(self) -> Result<()> {
-        let Self { session, attached, refreshing } = self;
+        let Self { session, attached, kernel, refreshing } = self;
+        kernel.get_or_init(|| session.notifier());
         let served = refreshing.start(session.notifier()).and_then(|()| session.run());
         let served = served.map_err(Error::io(|| "answer the kernel's requests".to_owned()));
         if let (Err(_), Some(attached)) = (&served, attached) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::ahead::Ahead;
+use super::ahead::{Ahead, Kernel};
 use super::files::{NO_HANDLE, OpenFile, OpenFiles};
 use super::inodes::{Held, Inodes};
 use super::listings::{Listed, Listing, Listings};
@@ -85,12 +85,12 @@ fn validity(changes: bool) -> Duration {
 }
 
 impl Server {
-    pub(super) fn new(view: View, refresher: Refresher) -> Self {
+    pub(super) fn new(view: View, kernel: Kernel, refresher: Refresher) -> Self {
         let inodes = Arc::new(Inodes::new(view.root()));
         let is_labelled = view.is_labelled();
         let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         let listings = Arc::new(Listings::default());
-        let ahead = Ahead::new(Arc::clone(&inodes), Arc::clone(&listings));
+        let ahead = Ahead::new(Arc::clone(&inodes), Arc::clone(&listings), kernel);
         Self { view, is_labelled, owner, inodes, listings, ahead, files: OpenFiles::default(), refresher }
     }
 
@@ -186,6 +186,9 @@ impl Server {
         if handle == NO_HANDLE {
             self.was_read(number, file, filled < buffer.len())?;
         }
+        if offset == 0 {
+            self.read_ahead_of(number)?;
+        }
         Ok(filled)
     }
 
@@ -198,6 +201,14 @@ impl Server {
             self.files.close(number);
         } else {
             self.files.keep(file);
+        }
+        Ok(())
+    }
+
+    /// Has the files beside one that was read be read ahead, if someone walks there.
+    fn read_ahead_of(&self, number: u64) -> Result<()> {
+        if let Some(dir) = self.inodes.get(self.held(number)?.parent()) {
+            self.ahead.was_read(dir.key());
         }
         Ok(())
     }
@@ -243,6 +254,9 @@ impl Server {
             && let Some(parent) = self.inodes.get(dir.parent())
         {
             self.ahead.was_asked(parent.key(), dir.key(), &listing);
+        }
+        if !changes && offset > 0 && listing.behind(offset).is_empty() {
+            self.ahead.was_listed(dir.key(), &listing);
         }
         Ok(Reading { listing, number, parent: dir.parent(), valid: validity(changes) })
     }

@@ -1,0 +1,191 @@
+//! Reading ahead of who walks a tree: directories are listed before they are asked for, and small files are read.
+//!
+//! A program that walks a tree waits for each directory in turn, and so does a disk. So when a directory is listed
+//! soon after the one that holds it, or after another one there, a walk is taken to be under way, and a few threads of
+//! low priority list what it will come to next, in the order in which it will: a directory's entries in the order of
+//! its listing, and what is in a subdirectory before what is behind it. If the walk reads files too, the small files of
+//! each directory that it lists are read and put into the kernel's page cache (`FUSE_NOTIFY_STORE`), so that they are
+//! not asked for one by one. A single `ls` starts nothing. How far a walk is read ahead of is bounded, and so is the
+//! number of walks.
+//!
+//! Only what never changes is read ahead.
+
+mod walks;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+
+use fuser::{INodeNo, Notifier};
+use parking_lot::{Condvar, Mutex};
+
+use super::inodes::{Held, Inodes, Key};
+use super::listings::{Listed, Listing, Listings};
+use crate::error::{Error, Result};
+use walks::{Files, IDLE, Job, SMALL, Walks, is_small};
+
+/// How many threads read ahead. A disk has its answers sooner when it is asked for several at once.
+const THREADS: usize = 8;
+/// How much less of a busy CPU they get than who asks (a nice value, as `setpriority(2)` has it).
+const NICENESS: i32 = 10;
+
+/// The way to tell the kernel something of its own accord, once there is one.
+pub(super) type Kernel = Arc<OnceLock<Notifier>>;
+
+/// Reads ahead until it is dropped.
+#[derive(Debug)]
+pub(super) struct Ahead(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    inodes: Arc<Inodes>,
+    listings: Arc<Listings>,
+    kernel: Kernel,
+    /// Held for single look-ups and changes only, never while anything is read.
+    state: Mutex<State>,
+    more: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    walks: Walks,
+    are_running: bool,
+    is_over: bool,
+}
+
+impl Ahead {
+    /// Reads ahead into these listings, and what it reads of files into the kernel's page cache.
+    pub(super) fn new(inodes: Arc<Inodes>, listings: Arc<Listings>, kernel: Kernel) -> Self {
+        let state = State { walks: Walks::new(), are_running: false, is_over: false };
+        Self(Arc::new(Shared { inodes, listings, kernel, state: Mutex::new(state), more: Condvar::new() }))
+    }
+
+    /// Notes that the listing of a directory was asked for, from its start.
+    pub(super) fn was_asked(&self, parent: Key, dir: Key, listing: &Listing) {
+        let above = self.0.listings.kept(parent);
+        let mut state = self.0.state.lock();
+        if state.walks.was_asked(parent, dir, listing, above) {
+            if !state.are_running {
+                state.are_running = true;
+                self.start();
+            }
+            drop(state);
+            self.0.more.notify_one();
+        }
+    }
+
+    /// Notes that the kernel has had all of the listing of a directory.
+    pub(super) fn was_listed(&self, dir: Key, listing: &Arc<Listing>) {
+        if self.0.state.lock().walks.was_listed(dir, listing) {
+            self.0.more.notify_one();
+        }
+    }
+
+    /// Notes that a small file was asked for that was found in this directory.
+    pub(super) fn was_read(&self, dir: Key) {
+        self.0.state.lock().walks.was_read(dir);
+    }
+
+    fn start(&self) {
+        for _ in 0..THREADS {
+            let shared = Arc::clone(&self.0);
+            let thread = thread::Builder::new().name("ahead".to_owned()).spawn(move || shared.run());
+            if let Err(error) = thread {
+                log::info!("nothing is read ahead by one thread more: {error}");
+            }
+        }
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        self.0.state.lock().is_over = true;
+        self.0.more.notify_all();
+    }
+}
+
+impl Shared {
+    fn run(&self) {
+        if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
+            log::debug!("a thread reads ahead at full priority: {error}");
+        }
+        let mut buffer = Vec::new();
+        let mut state = self.state.lock();
+        while !state.is_over {
+            let Some(job) = state.walks.next() else {
+                if self.more.wait_for(&mut state, IDLE).timed_out() {
+                    state.walks.tidy();
+                    buffer = Vec::new();
+                }
+                continue;
+            };
+            drop(state);
+            // As many threads as there is work: each wakes the next.
+            self.more.notify_one();
+            match job {
+                Job::List(walk, dir, with_files) => {
+                    let listing = unless_panic(|| self.list(&dir, with_files));
+                    state = self.state.lock();
+                    state.walks.listed(walk, dir.key(), listing.as_deref());
+                }
+                Job::Read(walk, files) => {
+                    let is_cold = unless_panic(|| self.read(&files, &mut buffer));
+                    state = self.state.lock();
+                    state.walks.is_cold(walk, is_cold.unwrap_or_default());
+                }
+            }
+        }
+    }
+
+    fn list(&self, dir: &Held, with_files: bool) -> Result<Arc<Listing>> {
+        let make = || Listing::of(dir, self.inodes.number_of(dir.key()));
+        let listing = self.listings.get(dir.key(), make)?;
+        if with_files {
+            for entry in listing.entries().iter().filter(|entry| is_small(entry)) {
+                let file = entry.held.node().open()?;
+                file.will_need().map_err(Error::io(|| "read ahead".to_owned()))?;
+            }
+        }
+        Ok(listing)
+    }
+
+    /// Gives files to the kernel; answers whether any had to be read from the disk.
+    fn read(&self, files: &Files, buffer: &mut Vec<u8>) -> Result<bool> {
+        let Some(kernel) = self.kernel.get() else { return Ok(false) };
+        buffer.resize(usize::try_from(SMALL).unwrap_or_default(), 0);
+        let mut is_cold = false;
+        for entry in files.entries() {
+            is_cold |= self.store(kernel, entry, buffer)?;
+        }
+        Ok(is_cold)
+    }
+
+    fn store(&self, kernel: &Notifier, entry: &Listed, buffer: &mut [u8]) -> Result<bool> {
+        let doing = || "read ahead".to_owned();
+        let file = entry.held.node().open()?;
+        let is_cold = file.will_need().map_err(Error::io(doing))?;
+        let size = usize::try_from(entry.meta.size_bytes).unwrap_or(usize::MAX);
+        let Some(into) = buffer.get_mut(..size) else { return Ok(is_cold) };
+        // What cannot be read whole is left to who asks for it.
+        if file.read_at(into, 0).map_err(Error::io(doing))? == size {
+            let number = INodeNo(self.inodes.number_of(entry.held.key()));
+            kernel.store(number, 0, into).map_err(Error::io(doing))?;
+        }
+        Ok(is_cold)
+    }
+}
+
+/// An answer, if there is one: what goes wrong here goes wrong again, and is told, when it is asked for.
+fn unless_panic<T>(work: impl FnOnce() -> Result<T>) -> Option<T> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(Ok(answer)) => Some(answer),
+        Ok(Err(error)) => {
+            log::debug!("while reading ahead: {error}");
+            None
+        }
+        Err(_panic) => {
+            log::error!("reading ahead panicked; this is a defect of docker-fs");
+            None
+        }
+    }
+}
