@@ -45,8 +45,14 @@ fn digits(text: &str) -> Option<[u8; 32]> {
 }
 
 fn hex(bytes: &[u8; 32]) -> String {
-    let digit = |nibble: u8| char::from_digit(nibble.into(), 16).unwrap_or_default();
-    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 0xf)]).collect()
+    let digit = |nibble: u8| char::from(if nibble < 10 { b'0' + nibble } else { b'a' - 10 + nibble });
+    // The length is told at once, as thousands are made when a store is read.
+    let mut text = String::with_capacity(HEX_LEN);
+    for byte in bytes {
+        text.push(digit(byte >> 4));
+        text.push(digit(byte & 0xf));
+    }
+    text
 }
 
 macro_rules! id {
