@@ -21,6 +21,7 @@ mod layerdb;
 mod repositories;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::driver::{DRIVERS, Driver};
 use super::{Catalogue, Damage, Generation, LayerRecord, Options, Stamp, Store};
@@ -120,22 +121,32 @@ fn ids<T>(root: &Root, dir: &TreePath, parse: impl Fn(&str) -> Option<T>) -> Res
 
 /// Does the same with each item on as many threads as there are CPUs, and keeps the order. Reading a store is mostly
 /// waiting for system calls on thousands of small files.
+///
+/// The threads take small shares as they go, since one that others keep from its CPU would be waited for.
 fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    /// Fewer items than this are done sooner than a thread is started.
-    const WORTH_A_THREAD: usize = 64;
+    const SHARE: usize = 64;
+    let shares: Vec<&[T]> = items.chunks(SHARE).collect();
     let cpus = std::thread::available_parallelism().map_or(1, usize::from).min(8);
-    let share = items.len().div_ceil(cpus).max(WORTH_A_THREAD);
-    std::thread::scope(|scope| {
-        let work = &work;
-        let threads: Vec<_> =
-            items.chunks(share).map(|chunk| scope.spawn(move || chunk.iter().map(work).collect::<Vec<R>>())).collect();
+    let next = AtomicUsize::new(0);
+    let take = || {
+        let mut done = Vec::new();
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some(share) = shares.get(number) else { return done };
+            done.push((number, share.iter().map(&work).collect::<Vec<R>>()));
+        }
+    };
+    let mut done: Vec<(usize, Vec<R>)> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..cpus.min(shares.len())).map(|_| scope.spawn(take)).collect();
         let done = threads.into_iter().flat_map(|thread| match thread.join() {
             Ok(results) => results,
             // A panic belongs to whoever asked for the work.
             Err(panic) => std::panic::resume_unwind(panic),
         });
         done.collect()
-    })
+    });
+    done.sort_unstable_by_key(|(number, _)| *number);
+    done.into_iter().flat_map(|(_, results)| results).collect()
 }
 
 impl Damage {
