@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use docker_fs::digest::{CacheId, ChainId, ContainerId, DiffId, ImageId};
 use docker_fs::error::{Error, Result};
@@ -123,7 +123,7 @@ impl Store for OneImage {
             parent: None,
             cache_id: "only".parse().ok(),
             directory: None,
-            size_bytes: None,
+            size_bytes: OnceLock::new(),
             damage: None,
             stamp: Stamp::default(),
         };
@@ -133,6 +133,10 @@ impl Store for OneImage {
             layers: BTreeMap::from([(chain, Arc::new(record))]),
             ..Catalogue::default()
         })
+    }
+
+    fn size_bytes(&self, _: &LayerRecord) -> Option<u64> {
+        None
     }
 
     fn config(&self, _: &ImageId) -> Result<Vec<u8>> {

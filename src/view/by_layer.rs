@@ -52,7 +52,7 @@ impl ByLayer {
     fn facts(&self, snapshot: &Snapshot, chain: &ChainId) -> Entry {
         let record = snapshot.catalogue.layers.get(chain).map(Arc::as_ref);
         let images = snapshot.users.get(chain).map(Vec::as_slice).unwrap_or_default();
-        let content = facts::layer(self.shared.store.driver(), chain, record, images);
+        let content = facts::layer(self.shared.store.as_ref(), chain, record, images);
         Entry::text(Text::ready(content, snapshot.catalogue.changed))
     }
 

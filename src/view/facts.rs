@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::digest::{CacheId, ChainId, ImageId};
-use crate::store::{Image, LayerRecord, Step};
+use crate::store::{Image, LayerRecord, Step, Store};
 
 #[derive(Serialize)]
 struct LayerFacts<'a> {
@@ -29,7 +29,7 @@ struct LayerFacts<'a> {
 
 /// The facts of an image's or container's layer, which have its number and build step.
 pub(super) fn numbered_layer(
-    driver: &str,
+    store: &dyn Store,
     chain: &ChainId,
     record: Option<&LayerRecord>,
     index: usize,
@@ -39,29 +39,29 @@ pub(super) fn numbered_layer(
         layer: Some(index),
         created: step.map(|step| step.created.as_str()),
         created_by: step.map(|step| step.created_by.as_str()),
-        ..LayerFacts::of(driver, chain, record)
+        ..LayerFacts::of(store, chain, record)
     })
 }
 
 /// The facts of a layer by itself, which have the images that use it.
-pub(super) fn layer(driver: &str, chain: &ChainId, record: Option<&LayerRecord>, images: &[ImageId]) -> Vec<u8> {
+pub(super) fn layer(store: &dyn Store, chain: &ChainId, record: Option<&LayerRecord>, images: &[ImageId]) -> Vec<u8> {
     let images = images.iter().map(ToString::to_string).collect();
-    json(&LayerFacts { images: Some(images), ..LayerFacts::of(driver, chain, record) })
+    json(&LayerFacts { images: Some(images), ..LayerFacts::of(store, chain, record) })
 }
 
 impl<'a> LayerFacts<'a> {
-    fn of(driver: &'a str, chain: &ChainId, record: Option<&'a LayerRecord>) -> Self {
+    fn of(store: &'a dyn Store, chain: &ChainId, record: Option<&'a LayerRecord>) -> Self {
         Self {
             layer: None,
             diff_id: record.and_then(|record| record.diff).map(|diff| diff.to_string()),
             chain_id: chain.to_string(),
             parent: record.and_then(|record| record.parent).map(|parent| parent.to_string()),
-            driver,
+            driver: store.driver(),
             cache_id: record.and_then(|record| record.cache_id.as_ref()).map(CacheId::as_str),
             directory: record
                 .and_then(|record| record.directory.as_ref())
                 .map(|path| path.to_string_lossy().into_owned()),
-            size_bytes: record.and_then(|record| record.size_bytes),
+            size_bytes: record.and_then(|record| store.size_bytes(record)),
             created: None,
             created_by: None,
             images: None,
@@ -88,8 +88,12 @@ pub(super) fn damage(sentences: &[String]) -> Vec<u8> {
 
 /// A row per build step, first to last: the number of the layer that it made or `-`, that layer's size in bytes, when,
 /// and the command. Layers that no step made, as in imported images, come last with an empty command.
-pub(super) fn history<'a>(image: &Image, records: impl Iterator<Item = Option<&'a LayerRecord>>) -> String {
-    let sizes: Vec<_> = records.map(|record| record.and_then(|record| record.size_bytes)).collect();
+pub(super) fn history<'a>(
+    store: &dyn Store,
+    image: &Image,
+    records: impl Iterator<Item = Option<&'a LayerRecord>>,
+) -> String {
+    let sizes: Vec<_> = records.map(|record| record.and_then(|record| store.size_bytes(record))).collect();
     let size =
         |index: usize| sizes.get(index).copied().flatten().map_or_else(|| "-".to_owned(), |size| size.to_string());
     let row = |layer: &str, size: &str, created: &str, command: &str| {

@@ -45,7 +45,8 @@ impl ImageDir {
                 Entry::text(Text::image_config(&self.shared, image.id, image.config_bytes, image.stored))
             }
             "history" if image.has_config => {
-                let history = facts::history(image, self.layers.records().map(|record| record.map(Arc::as_ref)));
+                let records = self.layers.records().map(|record| record.map(Arc::as_ref));
+                let history = facts::history(self.shared.store.as_ref(), image, records);
                 Entry::text(Text::ready(history.into_bytes(), image.stored).for_owner())
             }
             "damage" if !image.damage.is_empty() => {
@@ -133,7 +134,7 @@ impl LayersDir {
 
     fn facts(&self, index: usize, chain: &ChainId, record: Option<&LayerRecord>) -> Entry {
         let step = self.image.as_ref().and_then(|image| image.step_of(index));
-        let content = facts::numbered_layer(self.shared.store.driver(), chain, record, index, step);
+        let content = facts::numbered_layer(self.shared.store.as_ref(), chain, record, index, step);
         Entry::text(Text::ready(content, self.time).for_owner())
     }
 

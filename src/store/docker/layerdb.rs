@@ -1,6 +1,6 @@
 //! `layerdb/sha256`: the layers, and which directory holds each.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::{FIELD_MAX, ids, in_parallel, path};
 use crate::digest::{CacheId, ChainId, DiffId};
@@ -47,7 +47,7 @@ fn record(
         parent: None,
         cache_id: None,
         directory: None,
-        size_bytes: None,
+        size_bytes: OnceLock::new(),
         damage: None,
         stamp: Stamp::default(),
     };
@@ -68,6 +68,13 @@ fn record(
     Ok(Some((Arc::new(record), damage)))
 }
 
+/// The size that the engine counted for a layer, in bytes; `None` where it cannot be read. It is for people; a wrong
+/// one harms nothing.
+pub(super) fn size_bytes(image: &Root, chain: &ChainId) -> Option<u64> {
+    let entry = image.folder(&path(&format!("{LAYERS}/{}", chain.hex()))).ok().flatten()?;
+    field(&entry, "size").ok().flatten()
+}
+
 fn fill(entry: &Folder<'_>, driver: &dyn Driver, record: &mut LayerRecord) -> Result<()> {
     let wrong = |name: &str, why: &str| Error::damaged(entry.shown(&Name::escaped(name.as_bytes())), why);
     // Every field is read before the first wrong one is reported, so that a damaged layer tells what it can.
@@ -78,8 +85,6 @@ fn fill(entry: &Folder<'_>, driver: &dyn Driver, record: &mut LayerRecord) -> Re
     record.parent = parent.as_ref().ok().copied().flatten();
     record.cache_id = cache_id.as_ref().ok().cloned().flatten();
     record.directory = record.cache_id.as_ref().map(|id| driver.directory(id));
-    // The size is for people; a wrong one harms nothing.
-    record.size_bytes = field(entry, "size").ok().flatten();
 
     let diff = diff?.ok_or_else(|| wrong("diff", "missing"))?;
     let computed = ChainId::of(parent?.as_ref(), &diff);

@@ -240,6 +240,14 @@ impl Store for Docker {
         self.driver.layer(id)
     }
 
+    fn size_bytes(&self, layer: &LayerRecord) -> Option<u64> {
+        let known = layer.size_bytes.get().copied();
+        known.or_else(|| {
+            let size = layerdb::size_bytes(&self.image, &layer.chain)?;
+            Some(*layer.size_bytes.get_or_init(|| size))
+        })
+    }
+
     fn space(&self) -> Result<Space> {
         self.driver.space()
     }
