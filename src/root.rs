@@ -9,10 +9,10 @@
 //! done without where the system refuses it.
 
 use std::fs::File;
-use std::io::Read;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxFlags};
@@ -234,37 +234,14 @@ impl Root {
     /// # Errors
     /// [`Error::Damaged`] where it is no regular file or of more than `limit_bytes`; [`Error::Io`].
     pub fn read(&self, path: &TreePath, limit_bytes: usize) -> Result<Option<Vec<u8>>> {
-        self.content(self.open_file(path), path, limit_bytes)
-    }
-
-    fn content(&self, opened: Result<File>, path: &TreePath, limit_bytes: usize) -> Result<Option<Vec<u8>>> {
-        let file = match opened {
+        /// Most files are of less than this, and then one call reads them.
+        const EXPECTED: usize = 511;
+        let file = match self.open_file(path) {
             Ok(file) => file,
             Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        // Most files are of less than this, and then one call reads them: a regular file answers short at its end only.
-        const FIRST: usize = 512;
-        let mut content = vec![0; FIRST.min(limit_bytes.saturating_add(1))];
-        let mut filled = 0_usize;
-        while let Some(rest) = content.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-            let asked = rest.len();
-            let count = match (&file).read(rest) {
-                Ok(count) => count,
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(Error::io(|| format!("read {}", self.shown(path)))(error)),
-            };
-            filled = filled.saturating_add(count);
-            if count < asked {
-                break;
-            }
-            if filled > limit_bytes {
-                return Err(Error::damaged(self.shown(path), format!("larger than {limit_bytes} bytes")));
-            }
-            content.resize(filled.saturating_mul(4).min(limit_bytes.saturating_add(1)), 0);
-        }
-        content.truncate(filled);
-        Ok(Some(content))
+        read_whole(&file, EXPECTED, limit_bytes, || self.shown(path)).map(Some)
     }
 
     /// The target of a symbolic link, byte for byte.
@@ -374,7 +351,7 @@ pub struct Folder<'a> {
     handle: OwnedFd,
 }
 
-impl Folder<'_> {
+impl<'a> Folder<'a> {
     /// The directory's own attributes.
     ///
     /// # Errors
@@ -390,14 +367,86 @@ impl Folder<'_> {
         self.root.shown(&self.path.join(name))
     }
 
-    /// As [`Root::read`].
+    /// The attributes of an entry, of a symbolic link those of the link; `None` where there is nothing.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn stat(&self, name: &Name) -> Result<Option<Meta>> {
+        match stat_of(self.handle.as_fd(), name.as_bytes()) {
+            Ok(meta) => Ok(Some(meta)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(Error::io(|| format!("read the attributes of {}", self.shown(name)))(errno)),
+        }
+    }
+
+    /// As [`Root::folder`].
+    ///
+    /// # Errors
+    /// As [`Root::folder`].
+    pub fn folder(&self, name: &Name) -> Result<Option<Folder<'a>>> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match open_once(self.handle.as_fd(), name.as_bytes(), flags, ResolveFlags::NO_XDEV) {
+            Ok(handle) => Ok(Some(Folder { root: self.root, path: self.path.join(name), handle })),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(Error::io(|| format!("open {}", self.shown(name)))(errno)),
+        }
+    }
+
+    /// As [`Root::read`], also the attributes that the file had just before.
+    ///
+    /// A file that was replaced since they were read is not told from the one before: either is whole. If something
+    /// else took its place, a FIFO is opened without waiting and refuses to be read by position, and devices are not
+    /// opened where the root is a private clone.
     ///
     /// # Errors
     /// As [`Root::read`].
-    pub fn read(&self, name: &Name, limit_bytes: usize) -> Result<Option<Vec<u8>>> {
-        let path = self.path.join(name);
-        self.root.content(self.root.open_file_in(self.handle.as_fd(), name, &path), &path, limit_bytes)
+    pub fn read(&self, name: &Name, limit_bytes: usize) -> Result<Option<(Vec<u8>, Meta)>> {
+        let doing = || format!("open {}", self.shown(name));
+        let meta = match stat_of(self.handle.as_fd(), name.as_bytes()) {
+            Ok(meta) if meta.kind == Kind::Regular => meta,
+            Ok(_) => return Err(Error::damaged(self.shown(name), "not a regular file")),
+            Err(Errno::NOENT) => return Ok(None),
+            Err(errno) => return Err(Error::io(doing)(errno)),
+        };
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = match open_entry_quietly(self.handle.as_fd(), name.as_bytes(), flags) {
+            Ok(file) => File::from(file),
+            Err(Errno::NOENT) => return Ok(None),
+            Err(errno) => return Err(Error::io(doing)(errno)),
+        };
+        let expected = usize::try_from(meta.size_bytes).unwrap_or(usize::MAX);
+        read_whole(&file, expected, limit_bytes, || self.shown(name)).map(|content| Some((content, meta)))
     }
+}
+
+/// The content of a regular file that is probably of no more than `expected_bytes`, of which one call then reads it: a
+/// regular file answers short at its end only. `shown` names it for messages.
+///
+/// # Errors
+/// [`Error::Damaged`] where it is of more than `limit_bytes`; [`Error::Io`].
+fn read_whole(file: &File, expected_bytes: usize, limit_bytes: usize, shown: impl Fn() -> String) -> Result<Vec<u8>> {
+    // One byte more, or the end would have to be asked for.
+    let most = limit_bytes.saturating_add(1);
+    let mut content = vec![0; expected_bytes.saturating_add(1).min(most)];
+    let mut filled = 0_usize;
+    while let Some(rest) = content.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        let asked = rest.len();
+        let count = match file.read_at(rest, u64::try_from(filled).unwrap_or(u64::MAX)) {
+            Ok(count) => count,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(Error::io(|| format!("read {}", shown()))(error)),
+        };
+        filled = filled.saturating_add(count);
+        if count < asked {
+            break;
+        }
+        if filled > limit_bytes {
+            return Err(Error::damaged(shown(), format!("larger than {limit_bytes} bytes")));
+        }
+        content.resize(filled.saturating_mul(4).min(most), 0);
+    }
+    content.truncate(filled);
+    Ok(content)
 }
 
 /// Opens without touching the access time where that is allowed (own files, or `CAP_FOWNER`).
@@ -405,6 +454,14 @@ fn open_quietly(dir: BorrowedFd<'_>, path: &TreePath, flags: OFlags) -> rustix::
     let open = |flags| resolve(dir, path, flags, ResolveFlags::NO_XDEV);
     match open(flags | OFlags::NOATIME) {
         Err(Errno::PERM) => open(flags),
+        answer => answer,
+    }
+}
+
+/// As [`open_quietly`], for an entry of the directory itself.
+fn open_entry_quietly(dir: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    match open_once(dir, name, flags | OFlags::NOATIME, ResolveFlags::NO_XDEV) {
+        Err(Errno::PERM) => open_once(dir, name, flags, ResolveFlags::NO_XDEV),
         answer => answer,
     }
 }

@@ -9,9 +9,9 @@ use super::{JSON_MAX, blame, ids, in_parallel, layerdb, path};
 use crate::digest::{ChainId, DiffId, ImageId};
 use crate::error::{Error, Result};
 use crate::meta::Timestamp;
-use crate::name::TreePath;
+use crate::name::{Name, TreePath};
 use crate::reference::Reference;
-use crate::root::Root;
+use crate::root::{Folder, Root};
 use crate::store::{Catalogue, Damage, Image, ImageLayer, LayerRecord, Stamp, Standing, Step};
 
 pub(super) const CONTENT: &str = "imagedb/content/sha256";
@@ -52,33 +52,39 @@ pub(super) fn read(
     catalogue: &mut Catalogue,
 ) -> Result<()> {
     let stored: BTreeSet<ImageId> = ids(image, &path(CONTENT), ImageId::from_hex)?.into_iter().collect();
+    let contents = image.folder(&path(CONTENT)).ok().flatten();
     let referenced: BTreeSet<ImageId> = references.values().copied().collect();
     let all: Vec<ImageId> = stored.union(&referenced).copied().collect();
-    let parents: BTreeSet<ImageId> = in_parallel(&all, |id| parent(image, id)).into_iter().flatten().collect();
+    let parents = parents(image, &all);
     let standing = |id: &ImageId| match (referenced.contains(id), parents.contains(id)) {
         (true, _) => Standing::Referenced,
         (false, true) => Standing::Intermediate,
         (false, false) => Standing::Dangling,
     };
-    let known = |id: &ImageId| known.and_then(|known| known.images.get(id));
-    let loaded = in_parallel(&all, |id| {
-        let sound = known(id).filter(|known| known.standing == standing(id) && is_unchanged(image, known));
-        match sound {
-            Some(known) => (Arc::clone(known), None),
-            None => {
-                let (image, outcome) = load(image, id, standing(id));
-                (Arc::new(image), outcome.err())
-            }
-        }
-    });
     let sentence = |damage: &Damage| format!("{}: {}", damage.what, damage.why);
     let broken: BTreeMap<String, Damage> =
         catalogue.damage.iter().map(|damage| (sentence(damage), damage.clone())).collect();
+    let layers = &catalogue.layers;
+    let known = |id: &ImageId| known.and_then(|known| known.images.get(id));
+    let loaded = in_parallel(&all, |id| {
+        let sound =
+            known(id).filter(|known| known.standing == standing(id) && is_unchanged(image, contents.as_ref(), known));
+        let (found, error) = match sound {
+            Some(known) => (Arc::clone(known), None),
+            None => {
+                let (found, outcome) = load(image, contents.as_ref(), id, standing(id));
+                (Arc::new(found), outcome.err())
+            }
+        };
+        let missing = missing_layers(&broken, layers, &found);
+        (found, error, missing)
+    });
+    let mut images = Vec::with_capacity(loaded.len());
     let mut damage = Vec::new();
-    for (found, error) in loaded {
+    for (found, error, missing) in loaded {
         let id = found.id;
         let error = error.map(|error| Damage::from_error(image, &content_of(&id), error)).transpose()?;
-        let wrong: Vec<Damage> = error.into_iter().chain(missing_layers(&broken, &catalogue.layers, &found)).collect();
+        let wrong: Vec<Damage> = error.into_iter().chain(missing).collect();
         let found = if wrong.is_empty() {
             found
         } else {
@@ -86,8 +92,9 @@ pub(super) fn read(
             Arc::new(Image { damage: sentences, ..Image::clone(&found) })
         };
         damage.extend(wrong.into_iter().map(|wrong| (wrong, id)));
-        catalogue.images.insert(id, found);
+        images.push((id, found));
     }
+    catalogue.images = images.into_iter().collect();
     blame(catalogue, damage);
     catalogue.references = references;
     Ok(())
@@ -95,34 +102,54 @@ pub(super) fn read(
 
 /// Whether the config of an image that was sound is still the file that was read. Content cannot change under an ID;
 /// this is for files that were tampered with or removed.
-fn is_unchanged(image: &Root, known: &Image) -> bool {
-    let meta = image.stat(&content_of(&known.id)).ok().flatten();
-    known.damage.is_empty() && meta.is_some_and(|meta| Stamp::from(&meta) == known.stamp)
+fn is_unchanged(image: &Root, contents: Option<&Folder<'_>>, known: &Image) -> bool {
+    let meta = match contents {
+        Some(contents) => contents.stat(&name_of(&known.id)),
+        None => image.stat(&content_of(&known.id)),
+    };
+    known.damage.is_empty() && meta.ok().flatten().is_some_and(|meta| Stamp::from(&meta) == known.stamp)
+}
+
+fn name_of(id: &ImageId) -> Name {
+    Name::escaped(id.hex().as_bytes())
 }
 
 fn content_of(id: &ImageId) -> TreePath {
     path(&format!("{CONTENT}/{}", id.hex()))
 }
 
-/// Which image an image was built upon; only the classic builder and `commit` write it. An unreadable one labels
+/// Which images other images were built upon; only the classic builder and `commit` write it. What is unreadable labels
 /// nothing.
-fn parent(image: &Root, id: &ImageId) -> Option<ImageId> {
-    let folder = image.folder(&path(&format!("{METADATA}/{}", id.hex()))).ok().flatten()?;
-    layerdb::field(&folder, "parent").ok().flatten()
+fn parents(image: &Root, all: &[ImageId]) -> BTreeSet<ImageId> {
+    // Most images have no entry: one listing spares looking for each of them.
+    let described: BTreeSet<ImageId> =
+        ids(image, &path(METADATA), ImageId::from_hex).unwrap_or_default().into_iter().collect();
+    let described: Vec<&ImageId> = all.iter().filter(|id| described.contains(id)).collect();
+    let Some(entries) = image.folder(&path(METADATA)).ok().flatten() else { return BTreeSet::new() };
+    let parent = |id: &&ImageId| {
+        let entry = entries.folder(&name_of(id)).ok().flatten()?;
+        layerdb::field(&entry, "parent").ok().flatten()
+    };
+    in_parallel(&described, parent).into_iter().flatten().collect()
 }
 
 /// An image's config, byte for byte.
 pub(super) fn config(image: &Root, id: &ImageId) -> Result<Vec<u8>> {
-    let file = content_of(id);
-    let config = image.read(&file, JSON_MAX)?.ok_or_else(|| Error::Stale { what: format!("image {id}") })?;
+    let config = image.read(&content_of(id), JSON_MAX)?.ok_or_else(|| Error::Stale { what: format!("image {id}") })?;
+    verified(image, id, config)
+}
+
+/// An image's config, if it is the one.
+fn verified(image: &Root, id: &ImageId, config: Vec<u8>) -> Result<Vec<u8>> {
     let found = ImageId::of_config(&config);
     if found != *id {
-        return Err(Error::damaged(image.shown(&file), format!("its SHA-256 is {}, not its name", found.hex())));
+        let why = format!("its SHA-256 is {}, not its name", found.hex());
+        return Err(Error::damaged(image.shown(&content_of(id)), why));
     }
     Ok(config)
 }
 
-fn load(image: &Root, id: &ImageId, standing: Standing) -> (Image, Result<()>) {
+fn load(image: &Root, contents: Option<&Folder<'_>>, id: &ImageId, standing: Standing) -> (Image, Result<()>) {
     let mut loaded = Image {
         id: *id,
         standing,
@@ -134,19 +161,28 @@ fn load(image: &Root, id: &ImageId, standing: Standing) -> (Image, Result<()>) {
         damage: Vec::new(),
         stamp: Stamp::default(),
     };
-    let outcome = fill(image, &mut loaded);
+    let outcome = fill(image, contents, &mut loaded);
     (loaded, outcome)
 }
 
-fn fill(image: &Root, loaded: &mut Image) -> Result<()> {
+fn fill(image: &Root, contents: Option<&Folder<'_>>, loaded: &mut Image) -> Result<()> {
     let file = content_of(&loaded.id);
-    let Some(meta) = image.stat(&file)? else {
+    let read = contents.and_then(|contents| contents.read(&name_of(&loaded.id), JSON_MAX).ok().flatten());
+    // What cannot be read at once takes a second look, which tells what is there.
+    let meta = match &read {
+        Some((_, meta)) => Some(*meta),
+        None => image.stat(&file)?,
+    };
+    let Some(meta) = meta else {
         return Err(Error::damaged(image.shown(&file), "a reference names this image, but it is not there"));
     };
     loaded.stored = meta.modified;
     loaded.stamp = Stamp::from(&meta);
     loaded.config_bytes = meta.size_bytes;
-    let config = config(image, &loaded.id)?;
+    let config = match read {
+        Some((content, _)) => verified(image, &loaded.id, content)?,
+        None => config(image, &loaded.id)?,
+    };
     loaded.has_config = true;
     let wrong = |why: String| Error::damaged(image.shown(&file), why);
     let config: Config = serde_json::from_slice(&config).map_err(|error| wrong(format!("no image config: {error}")))?;

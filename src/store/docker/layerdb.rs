@@ -20,13 +20,20 @@ pub(super) fn read(
     catalogue: &mut Catalogue,
 ) -> Result<()> {
     let chains = ids(image, &path(LAYERS), ChainId::from_hex)?;
+    if chains.is_empty() {
+        return Ok(());
+    }
+    // Entries are opened below a folder that is held, which is less of a way for thousands of them.
+    let Some(entries) = image.folder(&path(LAYERS))? else { return Ok(()) };
     let known = |chain: &ChainId| known.and_then(|known| known.layers.get(chain));
-    for found in in_parallel(&chains, |chain| record(image, driver, chain, known(chain))) {
+    let mut records = Vec::with_capacity(chains.len());
+    for found in in_parallel(&chains, |chain| record(image, &entries, driver, chain, known(chain))) {
         if let Some((record, damage)) = found? {
             catalogue.damage.extend(damage);
-            catalogue.layers.insert(record.chain, record);
+            records.push((record.chain, record));
         }
     }
+    catalogue.layers = records.into_iter().collect();
     Ok(())
 }
 
@@ -36,11 +43,18 @@ type Found = (Arc<LayerRecord>, Option<Damage>);
 /// Reads a layer's entry; `None` where the layer was removed since its name was read.
 fn record(
     image: &Root,
+    entries: &Folder<'_>,
     driver: &dyn Driver,
     chain: &ChainId,
     known: Option<&Arc<LayerRecord>>,
 ) -> Result<Option<Found>> {
-    let entry = path(&format!("{LAYERS}/{}", chain.hex()));
+    let name = name(&chain.hex());
+    // The engine never changes an entry, it only makes and removes whole ones.
+    if let Some(known) = known.filter(|known| known.damage.is_none())
+        && entries.stat(&name)?.is_some_and(|meta| Stamp::from(&meta) == known.stamp)
+    {
+        return Ok(Some((Arc::clone(known), None)));
+    }
     let mut record = LayerRecord {
         chain: *chain,
         diff: None,
@@ -51,19 +65,16 @@ fn record(
         damage: None,
         stamp: Stamp::default(),
     };
-    let outcome = match image.folder(&entry) {
+    let outcome = match entries.folder(&name) {
         Ok(None) => return Ok(None),
-        Ok(Some(folder)) => {
-            record.stamp = Stamp::from(&folder.meta()?);
-            // The engine never changes an entry, it only makes and removes whole ones.
-            if let Some(known) = known.filter(|known| known.damage.is_none() && known.stamp == record.stamp) {
-                return Ok(Some((Arc::clone(known), None)));
-            }
-            fill(&folder, driver, &mut record)
+        Ok(Some(entry)) => {
+            record.stamp = Stamp::from(&entry.meta()?);
+            fill(&entry, driver, &mut record)
         }
         Err(error) => Err(error),
     };
-    let damage = outcome.err().map(|error| Damage::from_error(image, &entry, error)).transpose()?;
+    let entry = || path(&format!("{LAYERS}/{}", chain.hex()));
+    let damage = outcome.err().map(|error| Damage::from_error(image, &entry(), error)).transpose()?;
     record.damage = damage.as_ref().map(|damage| format!("{}: {}", damage.what, damage.why));
     Ok(Some((Arc::new(record), damage)))
 }
@@ -75,8 +86,12 @@ pub(super) fn size_bytes(image: &Root, chain: &ChainId) -> Option<u64> {
     field(&entry, "size").ok().flatten()
 }
 
+fn name(text: &str) -> Name {
+    Name::escaped(text.as_bytes())
+}
+
 fn fill(entry: &Folder<'_>, driver: &dyn Driver, record: &mut LayerRecord) -> Result<()> {
-    let wrong = |name: &str, why: &str| Error::damaged(entry.shown(&Name::escaped(name.as_bytes())), why);
+    let wrong = |field: &str, why: &str| Error::damaged(entry.shown(&name(field)), why);
     // Every field is read before the first wrong one is reported, so that a damaged layer tells what it can.
     let diff: Result<Option<DiffId>> = field(entry, "diff");
     let parent: Result<Option<ChainId>> = field(entry, "parent");
@@ -95,9 +110,9 @@ fn fill(entry: &Folder<'_>, driver: &dyn Driver, record: &mut LayerRecord) -> Re
 }
 
 /// One of an entry's small files, which hold one value each; `None` where the file is missing.
-pub(super) fn field<T: std::str::FromStr>(entry: &Folder<'_>, name: &str) -> Result<Option<T>> {
-    let name = Name::escaped(name.as_bytes());
-    let Some(content) = entry.read(&name, FIELD_MAX)? else { return Ok(None) };
+pub(super) fn field<T: std::str::FromStr>(entry: &Folder<'_>, field: &str) -> Result<Option<T>> {
+    let name = name(field);
+    let Some((content, _)) = entry.read(&name, FIELD_MAX)? else { return Ok(None) };
     let value = std::str::from_utf8(&content).ok().and_then(|text| text.trim().parse().ok());
     match value {
         Some(value) => Ok(Some(value)),
