@@ -6,20 +6,20 @@
 //!
 //! A directory of the union is the list of the layers' directories that contribute to it ([`UnionDir`]). The rule
 //! walks the contributors of the *parent*, top first, so every whiteout, opaque mark and file above an ancestor is
-//! inherited without being looked at again. A listing takes the contributors' names and asks the same rule for each,
-//! so what is listed can be found.
+//! inherited without being looked at again. A listing takes the contributors' names, but for those that a layer above
+//! settles, and asks the same rule for each, so what is listed can be found.
 //!
 //! Three differences from the kernel, all so that a listing never shows what a lookup denies: whiteouts in
 //! directories of a single layer are not listed; a name whose redirect the kernel refuses is not listed; a metacopy
 //! file without data can be found, and only opening it fails.
 
-use std::collections::BTreeMap;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
-use crate::layer::whiteout::Redirect;
+use crate::layer::whiteout::{Redirect, Stored};
 use crate::layer::{Layer, LayerId, ReadAt};
 use crate::meta::{Kind, Meta};
 use crate::name::{NAME_MAX, Name, TreePath};
@@ -193,6 +193,14 @@ impl<'a> Search<'a> {
     }
 }
 
+/// What a listing knows of a name.
+#[derive(Clone, Copy)]
+struct Seen {
+    /// Which of the directory's contributors has it.
+    contributor: usize,
+    meta: Meta,
+}
+
 /// What the layers above have settled.
 #[derive(Default)]
 struct Progress {
@@ -247,16 +255,29 @@ impl Union {
     /// # Errors
     /// Where a layer could not be read.
     pub fn list(&self, dir: &UnionDir) -> Result<Listing> {
-        let mut seen: BTreeMap<Name, Vec<(usize, Meta)>> = BTreeMap::new();
-        for (index, part) in dir.parts.iter().enumerate() {
-            for (name, meta) in self.layer(part)?.tree().list(&part.path)? {
-                seen.entry(name).or_default().push((index, meta));
+        // The names by their places in `seen`, so that little is moved in sorting.
+        let (mut names, mut seen) = (Vec::new(), Vec::new());
+        let mut settled = HashSet::new();
+        for (contributor, part) in dir.parts.iter().enumerate() {
+            let layer = self.layer(part)?;
+            let is_last = contributor.saturating_add(1) == dir.parts.len();
+            for (name, meta) in layer.tree().list(&part.path, &|name| !settled.contains(name))? {
+                if !is_last && layer.whiteouts().ends_search(&meta) {
+                    settled.insert(name.clone());
+                }
+                names.push((name, seen.len()));
+                seen.push(Seen { contributor, meta });
             }
         }
-        let mut listing = Listing { members: Vec::with_capacity(seen.len()), refused: Vec::new() };
-        for (name, places) in seen {
-            match self.merge(dir, &name, Some(&places)) {
-                Ok(Some(found)) => listing.members.push((name, found)),
+        names.sort_unstable();
+        let mut listing = Listing { members: Vec::with_capacity(names.len()), refused: Vec::new() };
+        let mut places = Vec::new();
+        for same in names.chunk_by(|(one, _), (next, _)| one == next) {
+            let Some((name, _)) = same.first() else { continue };
+            places.clear();
+            places.extend(same.iter().filter_map(|(_, at)| seen.get(*at).copied()));
+            match self.merge(dir, name, Some(&places)) {
+                Ok(Some(found)) => listing.members.push((name.clone(), found)),
                 Ok(None) => {}
                 Err(error @ Error::Refused { .. }) => listing.refused.push(error),
                 Err(error) => return Err(error),
@@ -344,8 +365,9 @@ impl Union {
         self.layers.get(part.layer).ok_or_else(|| Error::damaged("a union", "it has no such layer"))
     }
 
-    /// The rule. `seen` are the attributes that a listing already knows, by contributor; without it layers are asked.
-    fn merge(&self, dir: &UnionDir, name: &Name, seen: Option<&[(usize, Meta)]>) -> Result<Option<Found>> {
+    /// The rule. `seen` is what a listing already knows, by contributor, of all contributors that have the name down to
+    /// one that settles it; without it layers are asked.
+    fn merge(&self, dir: &UnionDir, name: &Name, seen: Option<&[Seen]>) -> Result<Option<Found>> {
         let mut search = Search::for_name(name);
         let mut progress = Progress::default();
         let mut top: Option<(Spot, Meta)> = None;
@@ -353,6 +375,15 @@ impl Union {
         let mut from_root = None;
         let mut index = 0_usize;
         while !progress.stop {
+            // Redirects lead away from what a listing knows.
+            let known = match seen.filter(|_| search.redirected.is_none()) {
+                Some(seen) => {
+                    let Some(next) = seen.iter().find(|seen| seen.contributor >= index) else { break };
+                    index = next.contributor;
+                    Some(next.meta)
+                }
+                None => None,
+            };
             // Absolute redirects continue at the roots of the layers below, whichever contributed so far.
             let root;
             let base = match from_root {
@@ -364,9 +395,6 @@ impl Union {
                 }
             };
             let Some(base) = base else { break };
-            let known = seen
-                .filter(|_| search.redirected.is_none())
-                .map(|seen| seen.iter().find(|(at, _)| *at == index).map(|(_, meta)| *meta));
             let last_contributor = from_root.is_none() && index.saturating_add(1) == dir.parts.len();
             index = index.saturating_add(1);
             let Some(entry) = self.find(base, &mut search, &mut progress, known, last_contributor)? else { continue };
@@ -396,7 +424,7 @@ impl Union {
         base: &Arc<Part>,
         search: &mut Search<'_>,
         progress: &mut Progress,
-        known: Option<Option<Meta>>,
+        known: Option<Meta>,
         last_contributor: bool,
     ) -> Result<Option<(Spot, Meta)>> {
         let layer = self.layer(base)?;
@@ -419,33 +447,33 @@ impl Union {
             if name.as_bytes().len() > NAME_MAX {
                 return Ok(None);
             }
-            let path = dir.path.join(&name);
             let meta = match known {
-                Some(meta) => meta,
-                None => tree.stat(&path)?,
+                Some(meta) => Some(meta),
+                None => tree.stat(&dir.path.join(&name))?,
             };
             let Some(meta) = meta else { return Ok(None) };
+            let entry = Stored { tree, dir: &dir.path, name: &name, meta: &meta };
             let is_dir = meta.is_dir();
             let wants_file = is_end && progress.metacopy;
             let wants_dir = progress.is_dir || !is_end;
-            if layer.is_whiteout(&path, &meta)? || (wants_file && meta.kind != Kind::Regular) || (!is_dir && wants_dir)
-            {
+            let is_other_kind = (wants_file && meta.kind != Kind::Regular) || (wants_dir && !is_dir);
+            if whiteouts.is_whiteout(&entry)? || is_other_kind {
                 progress.stop = true;
                 return Ok(None);
             }
             let mut look_for_redirect = !is_last;
             if is_dir {
                 progress.is_dir |= is_end;
-                if !is_last && layer.is_opaque(&path, &meta)? {
+                if !is_last && whiteouts.is_opaque(&entry)? {
                     progress.stop = true;
                     look_for_redirect = false;
                 }
             } else {
-                progress.metacopy = whiteouts.is_metacopy(tree, &path, &meta)?;
+                progress.metacopy = whiteouts.is_metacopy(&entry)?;
                 progress.stop = !progress.metacopy;
                 look_for_redirect &= progress.metacopy;
             }
-            if look_for_redirect && let Some(redirect) = whiteouts.redirect(tree, &path, &meta)? {
+            if look_for_redirect && let Some(redirect) = whiteouts.redirect(&entry)? {
                 if matches!(redirect, Redirect::Absolute(_)) {
                     // An opaque directory on the way does not stop a redirect that leads elsewhere.
                     progress.stop = false;
@@ -455,7 +483,7 @@ impl Union {
             if is_end {
                 return Ok(Some((Spot { dir, name }, meta)));
             }
-            dir = Arc::new(Part { layer: base.layer, path });
+            dir = Spot { dir, name }.into_dir();
             rest = rest.saturating_sub(1);
         }
     }

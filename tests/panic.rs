@@ -52,9 +52,9 @@ impl LayerTree for Touchy {
         self.0.stat(path)
     }
 
-    fn list(&self, dir: &TreePath) -> Result<Vec<(Name, Meta)>> {
+    fn list(&self, dir: &TreePath, wanted: &dyn Fn(&Name) -> bool) -> Result<Vec<(Name, Meta)>> {
         touch(dir, "list");
-        self.0.list(dir)
+        self.0.list(dir, wanted)
     }
 
     fn open(&self, file: &TreePath) -> Result<Box<dyn ReadAt>> {

@@ -35,8 +35,8 @@ impl LayerTree for DirTree {
         self.root.stat(&self.base.join_path(path))
     }
 
-    fn list(&self, dir: &TreePath) -> Result<Vec<(Name, Meta)>> {
-        self.root.list(&self.base.join_path(dir))
+    fn list(&self, dir: &TreePath, wanted: &dyn Fn(&Name) -> bool) -> Result<Vec<(Name, Meta)>> {
+        self.root.list(&self.base.join_path(dir), wanted)
     }
 
     fn open(&self, file: &TreePath) -> Result<Box<dyn ReadAt>> {

@@ -58,12 +58,14 @@ impl LayerTree for MemTree {
         Ok(self.entries.get(path).map(|entry| entry.meta))
     }
 
-    fn list(&self, dir: &TreePath) -> Result<Vec<(Name, Meta)>> {
+    fn list(&self, dir: &TreePath, wanted: &dyn Fn(&Name) -> bool) -> Result<Vec<(Name, Meta)>> {
         if !self.entry(dir)?.meta.is_dir() {
             return Err(Error::io(|| format!("list {dir:?}"))(Errno::NOTDIR));
         }
-        let in_dir = |path: &TreePath| path.split_last().filter(|(parent, _)| parent == dir).map(|(_, name)| name);
-        Ok(self.entries.iter().filter_map(|(path, entry)| Some((in_dir(path)?, entry.meta))).collect())
+        let below = self.entries.range(dir..).take_while(|(path, _)| path.as_bytes().starts_with(dir.as_bytes()));
+        let name_of = |path: &TreePath| path.split_last().filter(|(parent, _)| parent == dir).map(|(_, name)| name);
+        let listed = below.filter_map(|(path, entry)| Some((name_of(path)?, entry.meta)));
+        Ok(listed.filter(|(name, _)| wanted(name)).collect())
     }
 
     fn open(&self, file: &TreePath) -> Result<Box<dyn ReadAt>> {

@@ -18,6 +18,7 @@ use crate::meta::Meta;
 use crate::name::{Name, TreePath};
 use crate::root::Space;
 
+use whiteout::Stored;
 pub use whiteout::Whiteouts;
 
 /// A read-only tree of files, asked by path. Paths never lead through symbolic links.
@@ -28,11 +29,12 @@ pub trait LayerTree: Debug + Send + Sync {
     /// Where the question could not be answered.
     fn stat(&self, path: &TreePath) -> Result<Option<Meta>>;
 
-    /// The names in a directory with their attributes, in no order.
+    /// The names in a directory with their attributes, in no order. Only names that are `wanted` are looked at and
+    /// answered.
     ///
     /// # Errors
     /// Also where `dir` is no directory.
-    fn list(&self, dir: &TreePath) -> Result<Vec<(Name, Meta)>>;
+    fn list(&self, dir: &TreePath, wanted: &dyn Fn(&Name) -> bool) -> Result<Vec<(Name, Meta)>>;
 
     /// Opens a regular file.
     ///
@@ -195,16 +197,16 @@ impl Layer {
     ///
     /// # Errors
     /// Where the attributes that tell could not be read.
-    pub fn is_whiteout(&self, path: &TreePath, meta: &Meta) -> Result<bool> {
-        self.whiteouts.is_whiteout(self.tree(), path, meta)
+    pub fn is_whiteout(&self, dir: &TreePath, name: &Name, meta: &Meta) -> Result<bool> {
+        self.whiteouts.is_whiteout(&Stored { tree: self.tree(), dir, name, meta })
     }
 
-    /// Whether the directory hides what lower layers have under its name.
+    /// Whether the directory bears the mark of one that hides what lower layers have under its name.
     ///
     /// # Errors
-    /// Where the attributes that tell could not be read.
-    pub fn is_opaque(&self, dir: &TreePath, meta: &Meta) -> Result<bool> {
-        self.whiteouts.is_opaque(self.tree(), dir, meta)
+    /// Where the attribute that tells could not be read.
+    pub fn has_opaque_mark(&self, dir: &TreePath) -> Result<bool> {
+        self.whiteouts.has_opaque_mark(self.tree(), dir)
     }
 
     /// The extended attributes' names that users of the layer's union see.

@@ -34,6 +34,8 @@ const REDIRECT_MAX: usize = 4096;
 /// The most components of a redirect that are followed. Each is looked up in each layer.
 const REDIRECT_DEPTH: usize = 256;
 
+/// The value of the attribute that makes a directory opaque; others mean something else.
+const OPAQUE: &[u8] = b"y";
 /// The smallest metacopy value that is not empty: its header (`fs/overlayfs/overlayfs.h`), in bytes.
 const METACOPY_HEADER: usize = 4;
 
@@ -77,6 +79,26 @@ pub enum Redirect {
     Absolute(Vec<Vec<u8>>),
 }
 
+/// An entry of a layer's directory, as the rules look at it. Its path is put together only where they ask for an
+/// attribute.
+#[derive(Debug, Clone, Copy)]
+pub struct Stored<'a> {
+    /// Where it is stored.
+    pub tree: &'a dyn LayerTree,
+    /// Its directory's path.
+    pub dir: &'a TreePath,
+    /// Its name there.
+    pub name: &'a Name,
+    /// Its attributes.
+    pub meta: &'a Meta,
+}
+
+impl Stored<'_> {
+    fn path(&self) -> TreePath {
+        self.dir.join(self.name)
+    }
+}
+
 impl Whiteouts {
     /// The prefix of the private attributes.
     #[must_use]
@@ -101,35 +123,51 @@ impl Whiteouts {
         }
     }
 
+    /// One of the private attributes of an entry; one that is known to have no attributes is not asked.
+    fn of(self, entry: &Stored<'_>, name: &str) -> Result<Option<Vec<u8>>> {
+        if entry.meta.bare { Ok(None) } else { self.own(entry.tree, &entry.path(), name) }
+    }
+
+    /// Whether below this entry no layer has anything to say of its name, whatever attributes the entry has: files
+    /// hide and whiteouts delete all below, unless they may be metacopies.
+    #[must_use]
+    pub fn ends_search(self, meta: &Meta) -> bool {
+        match meta.kind {
+            Kind::Directory => false,
+            Kind::Regular => meta.bare,
+            Kind::CharDevice | Kind::Symlink | Kind::Fifo | Kind::Socket | Kind::BlockDevice => true,
+        }
+    }
+
     /// Whether the entry stands for a deletion.
     ///
     /// # Errors
     /// Where the attributes that tell could not be read.
-    pub fn is_whiteout(self, tree: &dyn LayerTree, path: &TreePath, meta: &Meta) -> Result<bool> {
-        match meta.kind {
-            Kind::CharDevice => Ok(meta.rdev == DeviceNumber { major: 0, minor: 0 }),
-            Kind::Regular if meta.size_bytes == 0 && !meta.bare => Ok(self.own(tree, path, "whiteout")?.is_some()),
+    pub fn is_whiteout(self, entry: &Stored<'_>) -> Result<bool> {
+        match entry.meta.kind {
+            Kind::CharDevice => Ok(entry.meta.rdev == DeviceNumber { major: 0, minor: 0 }),
+            Kind::Regular if entry.meta.size_bytes == 0 => Ok(self.of(entry, "whiteout")?.is_some()),
             Kind::Regular | Kind::Directory | Kind::Symlink | Kind::Fifo | Kind::Socket | Kind::BlockDevice => {
                 Ok(false)
             }
         }
     }
 
-    /// Whether the directory hides what lower layers have under its name. That a layer's root cannot is for the
-    /// union to know: the root is never looked up.
+    /// Whether the entry is a directory that hides what lower layers have under its name. That a layer's root cannot is
+    /// for the union to know: the root is never looked up.
     ///
     /// # Errors
-    /// Where the attributes that tell could not be read.
-    pub fn is_opaque(self, tree: &dyn LayerTree, dir: &TreePath, meta: &Meta) -> Result<bool> {
-        Ok(meta.is_dir() && !meta.bare && self.has_opaque_mark(tree, dir)?)
+    /// Where the attribute that tells could not be read.
+    pub fn is_opaque(self, entry: &Stored<'_>) -> Result<bool> {
+        Ok(entry.meta.is_dir() && self.of(entry, "opaque")?.as_deref() == Some(OPAQUE))
     }
 
-    /// As [`Self::is_opaque`], of a directory of which nothing more is known.
+    /// Whether the directory, of which no more is known, bears the mark of an opaque one.
     ///
     /// # Errors
     /// Where the attribute that tells could not be read.
     pub fn has_opaque_mark(self, tree: &dyn LayerTree, dir: &TreePath) -> Result<bool> {
-        Ok(self.own(tree, dir, "opaque")?.as_deref() == Some(b"y"))
+        Ok(self.own(tree, dir, "opaque")?.as_deref() == Some(OPAQUE))
     }
 
     /// Where lower layers are searched instead, if anywhere else.
@@ -137,13 +175,10 @@ impl Whiteouts {
     /// # Errors
     /// [`Error::Refused`] with `EINVAL` for a value that the kernel calls invalid: empty, relative with a slash,
     /// absolute with an empty component.
-    pub fn redirect(self, tree: &dyn LayerTree, path: &TreePath, meta: &Meta) -> Result<Option<Redirect>> {
-        if meta.bare {
-            return Ok(None);
-        }
-        match self.own(tree, path, "redirect")? {
+    pub fn redirect(self, entry: &Stored<'_>) -> Result<Option<Redirect>> {
+        match self.of(entry, "redirect")? {
             Some(value) => Redirect::parse(&value).map(Some).ok_or_else(|| Error::Refused {
-                what: format!("{path:?}"),
+                what: format!("{:?}", entry.path()),
                 why: format!("its redirect {:?} is malformed", String::from_utf8_lossy(&value)).into(),
                 errno: Errno::INVAL,
             }),
@@ -155,15 +190,15 @@ impl Whiteouts {
     ///
     /// # Errors
     /// [`Error::Refused`] with `EIO` for a value that is too short.
-    pub fn is_metacopy(self, tree: &dyn LayerTree, path: &TreePath, meta: &Meta) -> Result<bool> {
-        if meta.kind != Kind::Regular || meta.bare {
+    pub fn is_metacopy(self, entry: &Stored<'_>) -> Result<bool> {
+        if entry.meta.kind != Kind::Regular {
             return Ok(false);
         }
-        match self.own(tree, path, "metacopy")? {
+        match self.of(entry, "metacopy")? {
             None => Ok(false),
             Some(value) if value.is_empty() || value.len() >= METACOPY_HEADER => Ok(true),
             Some(_) => Err(Error::Refused {
-                what: format!("{path:?}"),
+                what: format!("{:?}", entry.path()),
                 why: "its metacopy attribute is too short".into(),
                 errno: Errno::IO,
             }),
@@ -228,6 +263,7 @@ pub fn oci_marked(mark: &Name) -> Option<Name> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::meta::Timestamp;
 
     #[test]
     fn redirects_as_the_kernel_reads_them() {
@@ -248,6 +284,19 @@ mod tests {
         ] {
             assert_eq!(Redirect::parse(value), expected, "{:?}", String::from_utf8_lossy(value));
         }
+    }
+
+    #[test]
+    fn what_ends_the_search_below_it() {
+        let trusted = Whiteouts::Overlay(Prefix::Trusted);
+        let ends =
+            |kind, bare| trusted.ends_search(&Meta { bare, ..Meta::made_up(kind, 0o644, Timestamp::default(), 0) });
+        for kind in [Kind::CharDevice, Kind::BlockDevice, Kind::Symlink, Kind::Fifo, Kind::Socket] {
+            assert!(ends(kind, false) && ends(kind, true), "{kind:?}");
+        }
+        // It may be a metacopy, and a directory's entries are merged.
+        assert!(!ends(Kind::Regular, false) && ends(Kind::Regular, true));
+        assert!(!ends(Kind::Directory, false) && !ends(Kind::Directory, true));
     }
 
     #[test]

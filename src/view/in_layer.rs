@@ -160,11 +160,7 @@ impl LayerNode {
     fn opaque(&self, dir: &TreePath) -> Result<Option<Meta>> {
         let layer = &self.ground.layer;
         let is_shown = self.ground.form == Form::Oci && !self.bare;
-        if is_shown && layer.whiteouts().has_opaque_mark(layer.tree(), dir)? {
-            layer.tree().stat(dir)
-        } else {
-            Ok(None)
-        }
+        if is_shown && layer.has_opaque_mark(dir)? { layer.tree().stat(dir) } else { Ok(None) }
     }
 
     /// What a name in this directory stands for.
@@ -184,18 +180,15 @@ impl LayerNode {
             {
                 return Ok(Some(self.opaque_mark(dir, &meta)));
             }
-            if let Some(deleted) = oci_marked(name) {
-                let path = dir.join(&deleted);
-                if let Some(meta) = layer.tree().stat(&path)?
-                    && layer.is_whiteout(&path, &meta)?
-                {
-                    return Ok(Some(self.deletion(dir, &deleted, &meta)));
-                }
+            if let Some(deleted) = oci_marked(name)
+                && let Some(meta) = layer.tree().stat(&dir.join(&deleted))?
+                && layer.is_whiteout(dir, &deleted, &meta)?
+            {
+                return Ok(Some(self.deletion(dir, &deleted, &meta)));
             }
         }
-        let path = dir.join(name);
-        let Some(meta) = layer.tree().stat(&path)? else { return Ok(None) };
-        if *form == Form::Oci && layer.is_whiteout(&path, &meta)? {
+        let Some(meta) = layer.tree().stat(&dir.join(name))? else { return Ok(None) };
+        if *form == Form::Oci && layer.is_whiteout(dir, name, &meta)? {
             return Ok(None);
         }
         Ok(Some(self.stored(dir, name, meta)))
@@ -212,7 +205,7 @@ impl LayerNode {
     fn entries(&self) -> Result<Vec<(Name, Entry)>> {
         let Ground { layer, form, .. } = self.ground.as_ref();
         let dir = self.dir("list a file")?;
-        let stored = layer.tree().list(dir)?;
+        let stored = layer.tree().list(dir, &|_| true)?;
         let (mut marks, mut files) = (Vec::new(), Vec::with_capacity(stored.len()));
         if let Some(name) = Name::new(OCI_OPAQUE)
             && let Some(meta) = self.opaque(dir)?
@@ -220,7 +213,7 @@ impl LayerNode {
             marks.push((name, self.opaque_mark(dir, &meta)));
         }
         for (name, meta) in stored {
-            if *form == Form::Oci && layer.is_whiteout(&dir.join(&name), &meta)? {
+            if *form == Form::Oci && layer.is_whiteout(dir, &name, &meta)? {
                 marks.extend(oci_mark(&name).map(|mark| (mark, self.deletion(dir, &name, &meta))));
             } else {
                 let entry = self.stored(dir, &name, meta);
@@ -247,8 +240,10 @@ impl LayerNode {
         match &self.place {
             Place::Dir(_) if meta.is_dir() => Ok(meta),
             Place::File { inode, kind, .. } if (meta.kind, meta.inode) == (*kind, *inode) => Ok(meta),
-            Place::Deletion { .. } if footing.settle(layer.is_whiteout(&path, &meta))? => Ok(deletion_meta(&meta)),
-            Place::Opaque { .. } if footing.settle(layer.is_opaque(&path, &meta))? => Ok(opaque_meta(&meta)),
+            Place::Deletion { dir, name } if footing.settle(layer.is_whiteout(dir, name, &meta))? => {
+                Ok(deletion_meta(&meta))
+            }
+            Place::Opaque { dir } if footing.settle(layer.has_opaque_mark(dir))? => Ok(opaque_meta(&meta)),
             Place::Dir(_) | Place::File { .. } | Place::Deletion { .. } | Place::Opaque { .. } => Err(stale()),
         }
     }
