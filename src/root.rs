@@ -10,11 +10,16 @@
 
 use std::fs::File;
 use std::mem::MaybeUninit;
+use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use lru::LruCache;
+use parking_lot::Mutex;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
@@ -29,6 +34,10 @@ use crate::sys;
 pub const XATTR_MAX: usize = 65_536;
 /// A path of more bytes than this is walked in pieces, below Linux' `PATH_MAX` of 4,096.
 const PIECE_MAX: usize = 3_500;
+/// How many directories are held open for a moment.
+const HELD_MAX: NonZeroUsize = NonZeroUsize::new(32).unwrap();
+/// How long one that was found counts as being in its place.
+const MOMENT: Duration = Duration::from_millis(100);
 /// How often a resolution is tried again when a rename elsewhere made it uncertain (`EAGAIN` with `RESOLVE_BENEATH`).
 const RETRIES: usize = 64;
 
@@ -40,7 +49,23 @@ pub struct Root {
     found: OwnedFd,
     /// The same directory for reading: a private clone without access times, or a copy of `found`.
     reading: OwnedFd,
+    /// Whether `reading` is a private clone, in which nobody can mount anything.
+    is_private: bool,
+    /// Directories that were used a moment ago; held for single look-ups and changes only.
+    held: Mutex<LruCache<TreePath, HeldDir>>,
 }
+
+/// A directory that is held open for a moment.
+#[derive(Debug, Clone)]
+struct HeldDir {
+    handle: Arc<OwnedFd>,
+    since: Instant,
+}
+
+/// A root whose directories stay where they are, as those of image layers do: one is found once for several of its
+/// files.
+#[derive(Debug, Clone, Copy)]
+pub struct Steady<'a>(&'a Root);
 
 /// What the file system below a root says of its space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,13 +131,20 @@ impl Root {
     }
 
     fn of(path: PathBuf, found: OwnedFd) -> Result<Self> {
-        let reading = match private_clone(&found) {
-            Ok(clone) => clone,
+        let (reading, is_private) = match private_clone(&found) {
+            Ok(clone) => (clone, true),
             Err(_unprivileged_or_old_kernel) => {
-                rustix::io::fcntl_dupfd_cloexec(&found, 0).map_err(Error::io(|| format!("open {}", path.display())))?
+                let copy = rustix::io::fcntl_dupfd_cloexec(&found, 0);
+                (copy.map_err(Error::io(|| format!("open {}", path.display())))?, false)
             }
         };
-        Ok(Self { path, found, reading })
+        Ok(Self { path, found, reading, is_private, held: Mutex::new(LruCache::new(HELD_MAX)) })
+    }
+
+    /// The same for paths whose directories stay where they are.
+    #[must_use]
+    pub fn steady(&self) -> Steady<'_> {
+        Steady(self)
     }
 
     /// Where a path below lies on the host; for messages and for people, not for opening.
@@ -212,8 +244,12 @@ impl Root {
     /// [`Error::Damaged`] where it is no regular file; [`Error::Io`].
     pub fn open_file(&self, path: &TreePath) -> Result<File> {
         let (dir, name) = self.parent(path).map_err(Error::io(|| format!("open {}", self.shown(path))))?;
+        self.open_file_at(dir.as_fd(), name.as_ref(), path)
+    }
+
+    fn open_file_at(&self, dir: BorrowedFd<'_>, name: Option<&Name>, path: &TreePath) -> Result<File> {
         match name {
-            Some(name) => self.open_file_in(dir.as_fd(), &name, path),
+            Some(name) => self.open_file_in(dir, name, path),
             None => Err(Error::damaged(self.shown(path), "not a regular file")),
         }
     }
@@ -271,12 +307,23 @@ impl Root {
     /// # Errors
     /// [`Error::Io`].
     pub fn xattr(&self, path: &TreePath, attribute: &[u8]) -> Result<Option<Vec<u8>>> {
+        let (dir, name) =
+            self.parent(path).map_err(Error::io(|| format!("read an attribute of {}", self.shown(path))))?;
+        self.xattr_at(dir.as_fd(), name.as_ref(), path, attribute)
+    }
+
+    fn xattr_at(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: Option<&Name>,
+        path: &TreePath,
+        attribute: &[u8],
+    ) -> Result<Option<Vec<u8>>> {
         let doing = || format!("read the attribute {:?} of {}", String::from_utf8_lossy(attribute), self.shown(path));
-        let (dir, name) = self.parent(path).map_err(Error::io(doing))?;
-        let entry = entry_path(dir.as_fd(), name.as_ref());
+        let entry = entry_path(dir, name);
         let mut value = Vec::with_capacity(256);
         loop {
-            let read = match &name {
+            let read = match name {
                 Some(_) => rustix::fs::lgetxattr(&entry, attribute, rustix::buffer::spare_capacity(&mut value)),
                 None => rustix::fs::getxattr(&entry, attribute, rustix::buffer::spare_capacity(&mut value)),
             };
@@ -294,12 +341,17 @@ impl Root {
     /// # Errors
     /// [`Error::Io`].
     pub fn xattr_names(&self, path: &TreePath) -> Result<Vec<Vec<u8>>> {
+        let (dir, name) =
+            self.parent(path).map_err(Error::io(|| format!("list the attributes of {}", self.shown(path))))?;
+        self.xattr_names_at(dir.as_fd(), name.as_ref(), path)
+    }
+
+    fn xattr_names_at(&self, dir: BorrowedFd<'_>, name: Option<&Name>, path: &TreePath) -> Result<Vec<Vec<u8>>> {
         let doing = || format!("list the attributes of {}", self.shown(path));
-        let (dir, name) = self.parent(path).map_err(Error::io(doing))?;
-        let entry = entry_path(dir.as_fd(), name.as_ref());
+        let entry = entry_path(dir, name);
         let mut list = Vec::with_capacity(1_024);
         loop {
-            let read = match &name {
+            let read = match name {
                 Some(_) => rustix::fs::llistxattr(&entry, rustix::buffer::spare_capacity(&mut list)),
                 None => rustix::fs::listxattr(&entry, rustix::buffer::spare_capacity(&mut list)),
             };
@@ -348,9 +400,84 @@ impl Root {
         }
     }
 
+    /// As [`Root::parent`], but the directory may have been found a moment ago.
+    fn held_parent(&self, path: &TreePath) -> rustix::io::Result<(Arc<OwnedFd>, Option<Name>)> {
+        let Some((dir, name)) = path.split_last().filter(|_| self.is_private) else {
+            return self.parent(path).map(|(dir, name)| (Arc::new(dir), name));
+        };
+        let known = self.held.lock().get(&dir).cloned();
+        if let Some(known) = known.filter(|known| known.since.elapsed() < MOMENT) {
+            return Ok((known.handle, Some(name)));
+        }
+        let found = HeldDir { handle: Arc::new(self.handle(&dir)?), since: Instant::now() };
+        let handle = Arc::clone(&found.handle);
+        let given_up = self.held.lock().push(dir, found);
+        drop(given_up);
+        Ok((handle, Some(name)))
+    }
+
     fn open_dir(&self, dir: &TreePath) -> Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         open_quietly(self.reading.as_fd(), dir, flags).map_err(Error::io(|| format!("open {}", self.shown(dir))))
+    }
+}
+
+impl Steady<'_> {
+    /// As [`Root::stat`].
+    ///
+    /// # Errors
+    /// As [`Root::stat`].
+    pub fn stat(self, path: &TreePath) -> Result<Option<Meta>> {
+        let found = self.0.held_parent(path).and_then(|(dir, name)| match &name {
+            Some(name) => stat_of(dir.as_fd(), name.as_bytes()),
+            None => stat_of(dir.as_fd(), c""),
+        });
+        match found {
+            Ok(meta) => Ok(Some(meta)),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => Ok(None),
+            Err(errno) => Err(Error::io(|| format!("find {}", self.0.shown(path)))(errno)),
+        }
+    }
+
+    /// As [`Root::open_file`].
+    ///
+    /// # Errors
+    /// As [`Root::open_file`].
+    pub fn open_file(self, path: &TreePath) -> Result<File> {
+        let (dir, name) = self.0.held_parent(path).map_err(Error::io(|| format!("open {}", self.0.shown(path))))?;
+        self.0.open_file_at(dir.as_fd(), name.as_ref(), path)
+    }
+
+    /// As [`Root::read_link`].
+    ///
+    /// # Errors
+    /// As [`Root::read_link`].
+    pub fn read_link(self, path: &TreePath) -> Result<Vec<u8>> {
+        let target = self.0.held_parent(path).and_then(|(dir, name)| match &name {
+            Some(name) => rustix::fs::readlinkat(&dir, name.as_bytes(), Vec::new()),
+            None => Err(Errno::INVAL),
+        });
+        Ok(target.map_err(Error::io(|| format!("read the link {}", self.0.shown(path))))?.into_bytes())
+    }
+
+    /// As [`Root::xattr`].
+    ///
+    /// # Errors
+    /// As [`Root::xattr`].
+    pub fn xattr(self, path: &TreePath, attribute: &[u8]) -> Result<Option<Vec<u8>>> {
+        let doing = || format!("read an attribute of {}", self.0.shown(path));
+        let (dir, name) = self.0.held_parent(path).map_err(Error::io(doing))?;
+        self.0.xattr_at(dir.as_fd(), name.as_ref(), path, attribute)
+    }
+
+    /// As [`Root::xattr_names`].
+    ///
+    /// # Errors
+    /// As [`Root::xattr_names`].
+    pub fn xattr_names(self, path: &TreePath) -> Result<Vec<Vec<u8>>> {
+        let doing = || format!("list the attributes of {}", self.0.shown(path));
+        let (dir, name) = self.0.held_parent(path).map_err(Error::io(doing))?;
+        self.0.xattr_names_at(dir.as_fd(), name.as_ref(), path)
     }
 }
 

@@ -42,6 +42,15 @@ impl Footing {
         }
     }
 
+    /// Passes on what was read of a file that is known to be in a layer: it is that file's, whether or not the layer is
+    /// being removed. Only a failure may come from that.
+    ///
+    /// # Errors
+    /// As [`Footing::settle`].
+    pub(super) fn settle_content<T>(&self, content: Result<T>) -> Result<T> {
+        if content.is_ok() { content } else { self.settle(content) }
+    }
+
     /// Whether all layers are there.
     ///
     /// # Errors

@@ -119,7 +119,7 @@ impl LayerNode {
     pub(super) fn read_link(&self) -> Result<Vec<u8>> {
         match self.place {
             Place::Dir(_) | Place::File { .. } => {
-                self.ground.footing.settle(self.ground.layer.tree().read_link(&self.place.path()))
+                self.ground.footing.settle_content(self.ground.layer.tree().read_link(&self.place.path()))
             }
             Place::Deletion { .. } | Place::Opaque { .. } => Err(wrong_kind("read a link", Errno::INVAL)),
         }
@@ -132,7 +132,7 @@ impl LayerNode {
     pub(super) fn open(&self) -> Result<Box<dyn ReadAt>> {
         match self.place {
             Place::Dir(_) | Place::File { .. } => {
-                self.ground.footing.settle(self.ground.layer.tree().open(&self.place.path()))
+                self.ground.footing.settle_content(self.ground.layer.tree().open(&self.place.path()))
             }
             Place::Deletion { .. } | Place::Opaque { .. } => Ok(Box::new(Vec::new())),
         }

@@ -122,7 +122,7 @@ impl UnionNode {
     /// `EINVAL` where this is none.
     pub(super) fn read_link(&self) -> Result<Vec<u8>> {
         let (layer, path) = self.source()?;
-        self.ground.footing.settle(layer.tree().read_link(&path))
+        self.ground.footing.settle_content(layer.tree().read_link(&path))
     }
 
     /// The stored file whose extended attributes this node has.
@@ -159,7 +159,7 @@ impl UnionNode {
     /// Where it could not be opened.
     pub(super) fn open(&self) -> Result<Box<dyn ReadAt>> {
         match self.current()?.as_ref() {
-            Member::File(file) => self.ground.footing.settle(self.ground.union.open(file)),
+            Member::File(file) => self.ground.footing.settle_content(self.ground.union.open(file)),
             Member::Dir(_) => Err(wrong_kind("open a directory", Errno::ISDIR)),
         }
     }

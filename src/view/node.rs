@@ -109,14 +109,14 @@ pub(super) struct XattrSource<'a> {
 
 impl XattrSource<'_> {
     fn names(&self) -> Result<Vec<Vec<u8>>> {
-        self.footing.settle(match self.form {
+        self.footing.settle_content(match self.form {
             Form::Oci => self.layer.shown_xattrs(&self.path),
             Form::Stored => self.layer.tree().xattr_names(&self.path),
         })
     }
 
     fn value(&self, name: &[u8]) -> Result<Option<Vec<u8>>> {
-        self.footing.settle(match self.form {
+        self.footing.settle_content(match self.form {
             Form::Oci => self.layer.shown_xattr(&self.path, name),
             Form::Stored => self.layer.tree().xattr(&self.path, name),
         })
