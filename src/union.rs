@@ -194,7 +194,6 @@ impl<'a> Search<'a> {
 }
 
 /// What a listing knows of a name.
-#[derive(Clone, Copy)]
 struct Seen {
     /// Which of the directory's contributors has it.
     contributor: usize,
@@ -261,7 +260,10 @@ impl Union {
         for (contributor, part) in dir.parts.iter().enumerate() {
             let layer = self.layer(part)?;
             let is_last = contributor.saturating_add(1) == dir.parts.len();
-            for (name, meta) in layer.tree().list(&part.path, &|name| !settled.contains(name))? {
+            let listed = layer.tree().list(&part.path, &|name| !settled.contains(name))?;
+            names.reserve(listed.len());
+            seen.reserve(listed.len());
+            for (name, meta) in listed {
                 if !is_last && layer.whiteouts().ends_search(&meta) {
                     settled.insert(name.clone());
                 }
@@ -275,7 +277,7 @@ impl Union {
         for same in names.chunk_by(|(one, _), (next, _)| one == next) {
             let Some((name, _)) = same.first() else { continue };
             places.clear();
-            places.extend(same.iter().filter_map(|(_, at)| seen.get(*at).copied()));
+            places.extend(same.iter().filter_map(|(_, at)| seen.get(*at)));
             match self.merge(dir, name, Some(&places)) {
                 Ok(Some(found)) => listing.members.push((name.clone(), found)),
                 Ok(None) => {}
@@ -367,7 +369,7 @@ impl Union {
 
     /// The rule. `seen` is what a listing already knows, by contributor, of all contributors that have the name down to
     /// one that settles it; without it layers are asked.
-    fn merge(&self, dir: &UnionDir, name: &Name, seen: Option<&[Seen]>) -> Result<Option<Found>> {
+    fn merge(&self, dir: &UnionDir, name: &Name, seen: Option<&[&Seen]>) -> Result<Option<Found>> {
         let mut search = Search::for_name(name);
         let mut progress = Progress::default();
         let mut top: Option<(Spot, Meta)> = None;
