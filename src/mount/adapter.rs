@@ -326,24 +326,31 @@ impl Filesystem for Adapter {
     fn readdirplus(&self, _: &Request, number: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
         let filled = self.answer("readdirplus", number, |server| {
             let dir = server.reading(number.0, offset)?;
+            let mut given = offset;
             // The kernel looks at number and type of these two only, and counts no lookup.
             let meta = Meta::made_up(Kind::Directory, 0o555, Timestamp::default(), 0);
             for (at, inode, name) in dots(&dir, offset) {
                 if reply.add(INodeNo(inode), at, name, &Duration::ZERO, &attr(inode, &meta), Generation(0)) {
-                    return Ok(());
+                    return Ok((dir, given));
                 }
             }
             for entry in dir.listing.behind(offset) {
                 let (Attributes { number, meta, valid }, generation) = server.entry(&dir, entry);
                 let (at, name) = (entry.offset, entry.name.as_os_str());
                 if reply.add(INodeNo(number), at, name, &valid, &attr(number, &meta), Generation(generation)) {
-                    return server.forget(number, 1);
+                    server.forget(number, 1)?;
+                    break;
                 }
+                given = at;
             }
-            Ok(())
+            Ok((dir, given))
         });
         match filled {
-            Ok(()) => reply.ok(),
+            Ok((dir, given)) => {
+                reply.ok();
+                let note = |server: &Server| server.was_given(&dir, (offset, given));
+                self.answer("readdirplus", number, note).unwrap_or_default();
+            }
             Err(errno) => reply.error(errno),
         }
     }
@@ -426,8 +433,8 @@ impl Filesystem for Adapter {
 }
 
 /// `.` and `..` with their inodes, each with the offset behind it, as far as a reader at `offset` has not had them.
-fn dots(dir: &Reading, offset: u64) -> impl Iterator<Item = (u64, u64, &'static str)> {
-    [(1, dir.number, "."), (2, dir.parent, "..")].into_iter().filter(move |(behind, ..)| *behind > offset)
+fn dots(dir: &Reading, offset: u64) -> impl Iterator<Item = (u64, u64, &'static str)> + use<> {
+    [(1, dir.number, "."), (2, dir.parent(), "..")].into_iter().filter(move |(behind, ..)| *behind > offset)
 }
 
 #[cfg(test)]

@@ -21,8 +21,8 @@ use crate::view::Entry;
 
 /// How many entries all listings together may have before the one that was used longest ago is given up.
 const ENTRIES_MAX: usize = 32_768;
-/// How long a listing is waited for that another thread is making, before it is made a second time: that thread may have
-/// a lower priority, or may read ahead from a slow disk.
+/// How long a listing is waited for that another thread is making, before it is made a second time: that thread may be
+/// reading ahead, and wait itself.
 const PATIENCE: Duration = Duration::from_millis(20);
 /// How many listings are kept whatever their size, so that as many readers of large directories can go on.
 const LISTINGS_MIN: usize = 8;

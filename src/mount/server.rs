@@ -76,8 +76,15 @@ pub(super) struct Opened {
 pub(super) struct Reading {
     pub(super) listing: Arc<Listing>,
     pub(super) number: u64,
-    pub(super) parent: u64,
+    dir: Arc<Held>,
     valid: Duration,
+}
+
+impl Reading {
+    /// The number of the directory that holds this one.
+    pub(super) fn parent(&self) -> u64 {
+        self.dir.parent()
+    }
 }
 
 fn validity(changes: bool) -> Duration {
@@ -255,10 +262,7 @@ impl Server {
         {
             self.ahead.was_asked(parent.key(), dir.key(), &listing);
         }
-        if !changes && offset > 0 && listing.behind(offset).is_empty() {
-            self.ahead.was_listed(dir.key(), &listing);
-        }
-        Ok(Reading { listing, number, parent: dir.parent(), valid: validity(changes) })
+        Ok(Reading { listing, dir, number, valid: validity(changes) })
     }
 
     /// An entry's inode number, for a listing without attributes.
@@ -272,6 +276,14 @@ impl Server {
         let valid = dir.valid.min(validity(entry.held.node().changes()));
         let meta = self.owned(entry.held.node(), entry.meta);
         (Attributes { number, meta, valid }, entry.held.generation())
+    }
+
+    /// Notes that the kernel has the entries from one offset to another, with their attributes.
+    pub(super) fn was_given(&self, dir: &Reading, offsets: (u64, u64)) -> Result<()> {
+        if !dir.dir.node().changes() {
+            self.ahead.was_given(dir.dir.key(), &dir.listing, offsets);
+        }
+        Ok(())
     }
 
     /// The value of an extended attribute. Where the store has no `SELinux` labels, a missing one is answered by "not

@@ -1,9 +1,9 @@
 //! Reading ahead of who walks a tree: directories are listed before they are asked for, and small files are read.
 //!
 //! A program that walks a tree waits for each directory in turn, and so does a disk. So when a directory is listed
-//! soon after the one that holds it, or after another one there, a walk is taken to be under way, and a few threads of
-//! low priority list what it will come to next, in the order in which it will: a directory's entries in the order of
-//! its listing, and what is in a subdirectory before what is behind it. If the walk reads files too, the small files of
+//! soon after the one that holds it, or after another one there, a walk is taken to be under way, and a few threads list
+//! what it will come to next, in the order in which it will: a directory's entries in the order of its listing, and
+//! what is in a subdirectory before what is behind it. If the walk reads files too, the small files of
 //! each directory that it lists are read and put into the kernel's page cache (`FUSE_NOTIFY_STORE`), so that they are
 //! not asked for one by one. A single `ls` starts nothing. How far a walk is read ahead of is bounded, and so is the
 //! number of walks.
@@ -26,8 +26,6 @@ use walks::{Files, IDLE, Job, SMALL, Walks, is_small};
 
 /// How many threads read ahead. A disk has its answers sooner when it is asked for several at once.
 const THREADS: usize = 8;
-/// How much less of a busy CPU they get than who asks (a nice value, as `setpriority(2)` has it).
-const NICENESS: i32 = 10;
 
 /// The way to tell the kernel something of its own accord, once there is one.
 pub(super) type Kernel = Arc<OnceLock<Notifier>>;
@@ -74,9 +72,9 @@ impl Ahead {
         }
     }
 
-    /// Notes that the kernel has had all of the listing of a directory.
-    pub(super) fn was_listed(&self, dir: Key, listing: &Arc<Listing>) {
-        if self.0.state.lock().walks.was_listed(dir, listing) {
+    /// Notes that the kernel was given the entries of a listing from one offset to another.
+    pub(super) fn was_given(&self, dir: Key, listing: &Arc<Listing>, offsets: (u64, u64)) {
+        if self.0.state.lock().walks.was_given(dir, listing, offsets) {
             self.0.more.notify_one();
         }
     }
@@ -106,9 +104,6 @@ impl Drop for Ahead {
 
 impl Shared {
     fn run(&self) {
-        if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
-            log::debug!("a thread reads ahead at full priority: {error}");
-        }
         let mut buffer = Vec::new();
         let mut state = self.state.lock();
         while !state.is_over {

@@ -28,13 +28,11 @@ pub(super) const IDLE: Duration = Duration::from_secs(5);
 
 /// Files of more bytes are not read ahead: the kernel does that itself, within a file.
 pub(super) const SMALL: u64 = 128 << 10;
-/// How many files are read ahead for each that was asked for: one in so many is left out, to see whether the walk still
-/// reads files.
+/// How many files are read ahead for each that was asked for. Then others must be asked for, which shows that the walk
+/// still reads files.
 const FILES_FOR_EACH: usize = 16;
 /// The most files that are read ahead before another is asked for.
 const CREDIT_MAX: usize = 512;
-/// Files at the start of a directory that are left to who asks for them, who would be as quick.
-const LEFT_OUT: usize = 2;
 /// How many files a thread reads in a row.
 const BATCH: usize = 16;
 
@@ -149,11 +147,13 @@ impl Walks {
         }
     }
 
-    /// Notes that the kernel has all of a listing. Answers whether there is something to do.
-    pub(super) fn was_listed(&mut self, dir: Key, listing: &Arc<Listing>) -> bool {
+    /// Notes that the kernel was given a part of a listing: the entries from one offset to another. Answers whether
+    /// there is something to do.
+    pub(super) fn was_given(&mut self, dir: Key, listing: &Arc<Listing>, offsets: (u64, u64)) -> bool {
         let Some(walk) = self.walk_of(dir).filter(|walk| walk.credit > 0) else { return false };
-        let small = listing.entries().iter().enumerate().filter(|(_, entry)| is_small(entry)).map(|(index, _)| index);
-        let mut indices: Vec<usize> = small.skip(LEFT_OUT).take(walk.credit).collect();
+        let is_given = |entry: &Listed| (offsets.0 + 1..=offsets.1).contains(&entry.offset);
+        let small = listing.entries().iter().enumerate().filter(|(_, entry)| is_given(entry) && is_small(entry));
+        let mut indices: Vec<usize> = small.map(|(index, _)| index).take(walk.credit).collect();
         walk.credit = walk.credit.saturating_sub(indices.len());
         let is_some = !indices.is_empty();
         while !indices.is_empty() {
