@@ -8,8 +8,8 @@
 //! Where docker-fs differs on purpose, the comparison says so, in one place each:
 //! * `Options::of_kernel_overlay`: names that the kernel lists and then denies are not listed on our side. These are whiteouts in directories
 //!   that only one layer has, and directories with a malformed redirect. A lookup gives ENOENT or the kernel's error.
-//! * `leave_out_without_data`: a file of attributes whose data is missing is shown, and answers EIO when it is opened; the kernel answers EIO
-//!   to the lookup.
+//! * `leave_out_without_data`: a file of attributes whose data is missing is shown, and answers EIO when it is opened or read, unless it has
+//!   no bytes; the kernel answers EIO to the lookup.
 //! * `settle_forged_sizes`: where a file of attributes tells another size than its data has, stat follows the attributes on both sides; what
 //!   read gives beyond or below that size may differ.
 //! * `leave_out_unlisted`: in a directory marked as holding xattr whiteouts, one name that cannot be looked up makes the kernel's whole listing
@@ -199,7 +199,7 @@ fn differences(stored: &Stored, kernel: Walk, shown: &Path) -> Vec<String> {
             other => lines.push(format!("/{}: refused with {error:?}, by the kernel {other:?}", path.escape_ascii())),
         }
     }
-    leave_out_without_data(&expected, &mut found);
+    leave_out_without_data(&stored.stack, &expected, &mut found);
     group_links(&mut found);
     settle_forged_sizes(&mut expected, &mut found);
     lines.extend(diff(&expected, &found));
@@ -236,12 +236,14 @@ fn look_up_anew(stored: &Stored, denied: Vec<Vec<u8>>, expected: &mut Tree, foun
     Ok(())
 }
 
-/// Files of attributes without data, which the kernel does not even let be looked up.
-fn leave_out_without_data(expected: &Tree, found: &mut Tree) {
+/// Files of attributes without data, which the kernel does not even let be looked up. Of no bytes, they can be read.
+fn leave_out_without_data(stack: &Stack, expected: &Tree, found: &mut Tree) {
     found.retain(|path, entry| {
+        let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+        let is_empty = entry.size == Some(0) && stack.has_metacopy_named(name);
         expected.contains_key(path)
             || entry.kind != FileType::RegularFile
-            || entry.content != Some(Content::Failed(Errno::IO))
+            || !(is_empty || entry.content == Some(Content::Failed(Errno::IO)))
     });
 }
 

@@ -272,6 +272,12 @@ impl Stack {
         undone
     }
 
+    /// Whether a layer has a file of attributes with this name, in whatever directory.
+    pub fn has_metacopy_named(&self, name: &[u8]) -> bool {
+        let last = |op: &Op| op.path.rsplit(|byte| *byte == b'/').next() == Some(name);
+        self.layers.iter().flatten().any(|op| op.is_metacopy() && last(op))
+    }
+
     /// Whether a file of it holds attributes only.
     pub fn has_metacopy(&self) -> bool {
         self.layers.iter().flatten().any(Op::is_metacopy)
