@@ -15,6 +15,7 @@ use super::unmount::{canonical, mounts};
 use super::{Exit, Failure, logging, mountpoint, overlap, signals, source, words};
 use crate::mount::{self, Opens};
 use crate::store::{self, Damage};
+use crate::sys;
 use crate::view::{self, View};
 
 /// Threads that serve where nothing else was asked for: one per CPU, but within these.
@@ -46,6 +47,7 @@ pub(super) fn run(request: &Mount) -> Result<Exit, Failure> {
 /// Mounts, tells the audience, and serves until the mount ends.
 fn serve(request: &Mount, audience: &mut Audience) -> Result<(), Failure> {
     let options = &request.options;
+    sys::use_one_heap();
     raise_descriptor_limit();
     let mount_point = mountpoint::prepare(&request.mount_point)?;
     let store_options = store::Options { kind: options.kind.clone(), prefix: options.prefix };

@@ -171,6 +171,15 @@ impl Listings {
         listing
     }
 
+    /// Gives up all listings; whoever is in the middle of one goes on in the same made again.
+    pub(super) fn clear(&self) {
+        let mut kept = self.kept.lock();
+        kept.entries = 0;
+        let given_up = std::mem::replace(&mut kept.by_key, LruCache::unbounded());
+        drop(kept);
+        drop(given_up);
+    }
+
     /// Gives up the listing of a directory that the kernel no longer knows.
     pub(super) fn give_up(&self, key: Key) {
         let mut kept = self.kept.lock();

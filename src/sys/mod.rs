@@ -92,6 +92,17 @@ pub(crate) fn restrict_mount(mount: impl AsFd) -> io::Result<()> {
     if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Has all threads allocate from one heap, which glibc would make one of for each. What is freed by another thread than
+/// that which allocated it, as inodes are, leaves holes in as many heaps.
+#[cfg(feature = "mount")]
+pub(crate) fn use_one_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the function sets a number, under glibc's own lock.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
 /// Gives memory that was freed back to the system, which glibc does of itself only at the heap's end.
 #[cfg(feature = "mount")]
 pub(crate) fn release_memory() {

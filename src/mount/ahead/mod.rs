@@ -109,8 +109,13 @@ impl Shared {
         while !state.is_over {
             let Some(job) = state.walks.next() else {
                 if self.more.wait_for(&mut state, IDLE).timed_out() {
-                    state.walks.tidy();
                     buffer = Vec::new();
+                    if state.walks.tidy() {
+                        drop(state);
+                        self.listings.clear();
+                        crate::sys::release_memory();
+                        state = self.state.lock();
+                    }
                 }
                 continue;
             };

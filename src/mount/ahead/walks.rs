@@ -277,14 +277,16 @@ impl Walks {
         }
     }
 
-    /// Gives up walks that stand still.
-    pub(super) fn tidy(&mut self) {
+    /// Gives up walks that stand still; answers whether none is left because of that.
+    pub(super) fn tidy(&mut self) -> bool {
         let idle: Vec<WalkId> =
             self.walks.iter().filter(|(_, walk)| walk.moved.elapsed() > IDLE).map(|(id, _)| *id).collect();
-        for id in idle {
+        for id in &idle {
             log::debug!("walk {id} stands still");
-            self.walks.pop(&id);
-            self.coming.retain(|_, (walk, ..)| *walk != id);
+            self.walks.pop(id);
+            self.coming.retain(|_, (walk, ..)| walk != id);
         }
+        self.coming.shrink_to_fit();
+        !idle.is_empty() && self.walks.is_empty()
     }
 }
