@@ -3,12 +3,13 @@
 //! A listing has no handle: the kernel says which directory it reads and from which offset. Where a directory never
 //! changes, an offset is a place in the sorted names, so that a listing that was given up is made again with the same
 //! offsets. Where names come and go, an offset follows from the name that it stands behind, so that a reader who goes on
-//! in a newer listing misses no name that was there all the time, and sees none twice.
+//! in a newer listing misses no name that was there all the time, and sees none twice. (Two names of one hash stand side
+//! by side; if the first goes between two requests, the second may be missed.)
 
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lru::LruCache;
 use parking_lot::{Condvar, Mutex};
@@ -131,12 +132,18 @@ impl Listings {
     /// # Errors
     /// Those of `make`.
     pub(super) fn get(&self, key: Key, make: impl FnOnce() -> Result<Listing>) -> Result<Arc<Listing>> {
+        let mut begun = None;
         let mut kept = self.kept.lock();
         loop {
             if let Some(listing) = kept.by_key.get(&key) {
                 return Ok(Arc::clone(listing));
             }
-            if kept.making.insert(key) || self.made.wait_for(&mut kept, PATIENCE).timed_out() {
+            if kept.making.insert(key) {
+                break;
+            }
+            // Other listings that are made meanwhile wake this thread too.
+            let left = PATIENCE.saturating_sub(begun.get_or_insert_with(Instant::now).elapsed());
+            if self.made.wait_for(&mut kept, left).timed_out() {
                 break;
             }
         }
@@ -201,5 +208,297 @@ impl Drop for Making<'_> {
     fn drop(&mut self) {
         self.listings.kept.lock().making.remove(&self.key);
         self.listings.made.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::sync::mpsc::channel;
+    use std::thread;
+
+    use proptest::collection::btree_set;
+    use proptest::prelude::*;
+    use rustix::io::Errno;
+
+    use super::*;
+    use crate::error::Error;
+    use crate::mount::fake::{self, Dir};
+
+    /// Longer than any test takes.
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn key(name: &str) -> Key {
+        Key::child(Key::root(), &fake::name(name), &fake::empty().node)
+    }
+
+    fn listing<N: AsRef<str>>(names: impl IntoIterator<Item = N>, changes: bool) -> Listing {
+        let dir = Dir::of(names.into_iter().map(|name| (name, fake::file(1))));
+        fake::listing_of(&fake::top(if changes { dir.changing() } else { dir }.entry()))
+    }
+
+    fn sized(entries: usize) -> Listing {
+        let entry = || Listed::new(Key::root(), 1, fake::name("x"), fake::file(1));
+        Listing::new(std::iter::repeat_with(entry).take(entries).collect(), false)
+    }
+
+    fn names(entries: &[Listed]) -> Vec<String> {
+        entries.iter().map(|entry| String::from_utf8_lossy(entry.name.as_bytes()).into_owned()).collect()
+    }
+
+    fn offsets(listing: &Listing) -> Vec<u64> {
+        listing.entries().iter().map(|entry| entry.offset).collect()
+    }
+
+    /// Two names, neither of them a number, that have one hash.
+    fn colliding() -> [String; 2] {
+        let mut known = BTreeMap::new();
+        let mut all = (0..).map(|number| format!("name-{number}"));
+        all.find_map(|name| {
+            let other = known.insert(offset_of(&fake::name(&name)), name.clone())?;
+            Some([other, name])
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn what_does_not_change_is_numbered_in_the_order_of_names() {
+        let listing = listing(["b", "c", "B", "a", "a.b"], false);
+        assert_eq!(names(listing.entries()), ["B", "a", "a.b", "b", "c"]);
+        assert_eq!(offsets(&listing), [3, 4, 5, 6, 7]);
+        for start in 0..=DOTS {
+            assert_eq!(names(listing.behind(start)), ["B", "a", "a.b", "b", "c"]);
+        }
+        assert_eq!(names(listing.behind(5)), ["b", "c"]);
+        assert_eq!(names(listing.behind(6)), ["c"]);
+        for end in [7, 8, u64::MAX] {
+            assert!(listing.behind(end).is_empty());
+        }
+        assert!(sized(0).behind(0).is_empty());
+    }
+
+    #[test]
+    fn names_of_one_hash_have_offsets_of_their_own() {
+        let [first, second] = colliding();
+        let both = listing([second.as_str(), "another", &first], true);
+        assert!(offsets(&both).is_sorted_by(|a, b| a < b));
+        for entry in both.entries() {
+            let had = both.entries().partition_point(|other| other.offset <= entry.offset);
+            assert_eq!(names(both.behind(entry.offset)), names(&both.entries()[had..]));
+        }
+    }
+
+    /// What a reader gets who has had a listing up to an entry, and goes on in another.
+    fn read_in_two(first: &Listing, had: usize, second: &Listing) -> Vec<String> {
+        let (had, _) = first.entries().split_at(had);
+        let offset = had.last().map_or(DOTS, |entry| entry.offset);
+        [names(had), names(second.behind(offset))].concat()
+    }
+
+    proptest! {
+        #[test]
+        fn who_goes_on_in_a_newer_listing_misses_nothing_and_sees_nothing_twice(
+            stay in btree_set("[a-z]{1,3}", 0..20),
+            gone in btree_set("[A-M]{1,3}", 0..20),
+            come in btree_set("[N-Z]{1,3}", 0..20),
+        ) {
+            let before = listing(stay.union(&gone), true);
+            let after = listing(stay.union(&come), true);
+            for listing in [&before, &after] {
+                prop_assert!(offsets(listing).is_sorted_by(|a, b| a < b));
+                prop_assert!(offsets(listing).iter().all(|offset| (DOTS + 1..=OFFSET_MAX).contains(offset)));
+            }
+            for had in 0..=before.entries().len() {
+                let seen = read_in_two(&before, had, &after);
+                let once: BTreeSet<&String> = seen.iter().collect();
+                prop_assert_eq!(once.len(), seen.len(), "{:?}", seen);
+                prop_assert!(stay.iter().all(|name| once.contains(name)), "{:?}", seen);
+            }
+        }
+
+        #[test]
+        fn a_listing_that_does_not_change_is_read_whole_in_any_parts(
+            all in btree_set("[a-z]{1,3}", 0..20),
+            parts in prop::collection::vec(1_usize..5, 20),
+        ) {
+            let mut seen = Vec::new();
+            let mut offset = 0;
+            for part in parts {
+                // Given up and made again in between.
+                let made = listing(&all, false);
+                let read = made.behind(offset);
+                let read = &read[..part.min(read.len())];
+                offset = read.last().map_or(offset, |entry| entry.offset);
+                seen.extend(names(read));
+            }
+            prop_assert_eq!(seen, Vec::from_iter(all));
+        }
+    }
+
+    #[test]
+    fn many_small_listings_are_kept_up_to_a_number_of_entries() {
+        const EACH: usize = 1_024;
+        let listings = Listings::default();
+        for number in 0..40 {
+            listings.keep(key(&number.to_string()), sized(EACH));
+        }
+        let kept = |number: i32| listings.kept(key(&number.to_string())).is_some();
+        let first = 40 - i32::try_from(ENTRIES_MAX / EACH).unwrap();
+        assert_eq!((0..40).filter(|number| kept(*number)).collect::<Vec<_>>(), (first..40).collect::<Vec<_>>());
+        assert_eq!(listings.kept.lock().entries, ENTRIES_MAX);
+        // What was used last stays longest.
+        listings.get(key(&first.to_string()), || panic!("it is kept")).unwrap();
+        listings.keep(key("one more"), sized(EACH));
+        assert!(kept(first) && !kept(first + 1));
+    }
+
+    #[test]
+    fn large_listings_are_kept_for_eight_readers() {
+        let listings = Listings::default();
+        for number in 0..10 {
+            listings.keep(key(&number.to_string()), sized(ENTRIES_MAX + 1));
+        }
+        let kept = (0..10).filter(|number| listings.kept(key(&number.to_string())).is_some());
+        assert_eq!(kept.collect::<Vec<_>>(), [2, 3, 4, 5, 6, 7, 8, 9]);
+        assert_eq!(listings.kept.lock().entries, LISTINGS_MIN * (ENTRIES_MAX + 1));
+    }
+
+    #[test]
+    fn a_listing_takes_the_place_of_an_older_one_and_is_given_up() {
+        let listings = Listings::default();
+        listings.keep(key("a"), sized(5));
+        let older = listings.kept(key("a")).unwrap();
+        listings.keep(key("a"), sized(3));
+        // Who reads the older one still can.
+        assert_eq!(older.entries().len(), 5);
+        assert_eq!(listings.kept(key("a")).unwrap().entries().len(), 3);
+        assert_eq!(listings.kept.lock().entries, 3);
+        listings.give_up(key("b"));
+        assert_eq!(listings.kept.lock().entries, 3);
+        listings.give_up(key("a"));
+        assert!(listings.kept(key("a")).is_none());
+        assert_eq!(listings.kept.lock().entries, 0);
+    }
+
+    /// Has two threads ask at once; answers how many listings were made.
+    fn made_for_two() -> usize {
+        let (listings, made) = (Listings::default(), AtomicUsize::new(0));
+        let ((asks, does_ask), (second, is_second)) = (channel(), channel());
+        thread::scope(|scope| {
+            let (listings, made) = (&listings, &made);
+            let first = scope.spawn(move || {
+                listings.get(key("a"), || {
+                    let make = move || {
+                        made.fetch_add(1, Ordering::Relaxed);
+                        // The first may have gone on meanwhile.
+                        let _ = second.send(());
+                        Ok(sized(1))
+                    };
+                    scope.spawn(move || {
+                        asks.send(()).unwrap();
+                        listings.get(key("a"), make)
+                    });
+                    does_ask.recv_timeout(LONG).unwrap();
+                    // Time for the second to make one, if it would.
+                    let _ = is_second.recv_timeout(PATIENCE / 2);
+                    made.fetch_add(1, Ordering::Relaxed);
+                    Ok(sized(1))
+                })
+            });
+            first.join().unwrap().unwrap();
+        });
+        made.into_inner()
+    }
+
+    #[test]
+    fn two_that_ask_at_once_get_one_listing() {
+        // Where the machine is busy, the second may lose its patience.
+        assert!((0..10).any(|_| made_for_two() == 1));
+    }
+
+    #[test]
+    fn a_listing_that_takes_long_is_made_a_second_time() {
+        let listings = Listings::default();
+        let (done, wait) = channel();
+        thread::scope(|scope| {
+            let listings = &listings;
+            let (begun, has_begun) = channel();
+            let slow = scope.spawn(move || {
+                listings.get(key("a"), || {
+                    begun.send(()).unwrap();
+                    wait.recv_timeout(LONG).unwrap();
+                    Ok(sized(1))
+                })
+            });
+            has_begun.recv_timeout(LONG).unwrap();
+            assert_eq!(listings.get(key("a"), || Ok(sized(2))).unwrap().entries().len(), 2);
+            done.send(()).unwrap();
+            assert_eq!(slow.join().unwrap().unwrap().entries().len(), 1);
+        });
+        assert!(listings.kept.lock().making.is_empty());
+        assert_eq!(listings.kept.lock().entries, 1);
+    }
+
+    #[test]
+    fn patience_ends_though_other_listings_are_made_all_the_time() {
+        let listings = Listings::default();
+        let is_over = AtomicBool::new(false);
+        let (done, wait) = channel();
+        let was_made = thread::scope(|scope| {
+            let listings = &listings;
+            let (begun, has_begun) = channel();
+            scope.spawn(move || {
+                listings.get(key("a"), || {
+                    begun.send(()).unwrap();
+                    wait.recv_timeout(LONG).unwrap();
+                    Ok(sized(1))
+                })
+            });
+            has_begun.recv_timeout(LONG).unwrap();
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    listings.get(key("b"), || Ok(sized(1))).unwrap();
+                    listings.give_up(key("b"));
+                }
+            });
+            let (made, was_made) = channel();
+            scope.spawn(move || {
+                listings.get(key("a"), || {
+                    made.send(()).unwrap();
+                    Ok(sized(2))
+                })
+            });
+            let answer = was_made.recv_timeout(PATIENCE * 50);
+            is_over.store(true, Ordering::Relaxed);
+            done.send(()).unwrap();
+            answer
+        });
+        assert_eq!(was_made, Ok(()));
+    }
+
+    #[test]
+    fn nobody_waits_for_a_listing_that_fails_or_panics() {
+        let listings = Listings::default();
+        let fail = || Err(Error::io(|| "list".to_owned())(Errno::IO));
+        assert!(listings.get(key("a"), fail).is_err());
+        assert!(listings.kept.lock().making.is_empty());
+        let panics = || listings.get(key("a"), || panic!("a panic on purpose"));
+        assert!(catch_unwind(AssertUnwindSafe(panics)).is_err());
+        assert!(listings.kept.lock().making.is_empty());
+        assert!(listings.kept(key("a")).is_none());
+        assert_eq!(listings.get(key("a"), || Ok(sized(1))).unwrap().entries().len(), 1);
+        // Those who wait already go on.
+        thread::scope(|scope| {
+            let failing = scope.spawn(|| {
+                listings.get(key("b"), || {
+                    scope.spawn(|| listings.get(key("b"), || Ok(sized(2))).unwrap());
+                    fail()
+                })
+            });
+            assert!(failing.join().unwrap().is_err());
+        });
+        assert_eq!(listings.kept(key("b")).unwrap().entries().len(), 2);
     }
 }

@@ -7,6 +7,8 @@
 mod adapter;
 mod ahead;
 mod attach;
+#[cfg(test)]
+mod fake;
 mod files;
 mod inodes;
 mod listings;
