@@ -86,3 +86,91 @@ impl OpenFiles {
         opened.or_else(|| self.kept(number))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Weak;
+
+    use super::*;
+
+    fn file(number: u64) -> OpenFile {
+        OpenFile { number, generation: 0, reader: Box::new(Vec::new()) }
+    }
+
+    /// Keeps a new file open for an inode, and answers how to see whether it is.
+    fn keep(files: &OpenFiles, number: u64) -> Weak<OpenFile> {
+        let file = Arc::new(file(number));
+        files.keep(Arc::clone(&file));
+        Arc::downgrade(&file)
+    }
+
+    fn is_open(file: &Weak<OpenFile>) -> bool {
+        file.strong_count() > 0
+    }
+
+    #[test]
+    fn a_handle_is_good_until_it_is_released() {
+        let files = OpenFiles::default();
+        let (first, file_1) = files.insert(file(10));
+        let (second, _) = files.insert(file(10));
+        assert!(first != NO_HANDLE && second != NO_HANDLE && first != second);
+        assert!(files.get(first).is_some_and(|file| Arc::ptr_eq(&file, &file_1)));
+        assert!(files.get(NO_HANDLE).is_none());
+        let open = Arc::downgrade(&file_1);
+        drop(file_1);
+        assert!(is_open(&open));
+        files.release(first);
+        files.release(first);
+        assert!(files.get(first).is_none() && !is_open(&open));
+        assert!(files.get(second).is_some());
+    }
+
+    #[test]
+    fn a_request_that_is_under_way_keeps_its_file() {
+        let files = OpenFiles::default();
+        let (handle, under_way) = files.insert(file(10));
+        files.release(handle);
+        let kept = keep(&files, 11);
+        let reading = files.kept(11).unwrap();
+        files.close(11);
+        assert!(is_open(&kept));
+        drop(reading);
+        assert!(!is_open(&kept));
+        assert_eq!(under_way.number, 10);
+    }
+
+    #[test]
+    fn of_the_files_kept_for_inodes_those_read_last_stay() {
+        let files = OpenFiles::default();
+        let max = u64::try_from(UNOPENED_MAX.get()).unwrap();
+        let all: Vec<_> = (0..max).map(|number| keep(&files, number)).collect();
+        assert!(all.iter().all(is_open));
+        assert!(files.kept(0).is_some());
+        keep(&files, max);
+        let closed: Vec<usize> = (0..all.len()).filter(|index| !is_open(&all[*index])).collect();
+        assert_eq!(closed, [1]);
+        assert!(files.kept(1).is_none());
+    }
+
+    #[test]
+    fn a_file_takes_the_place_of_the_inodes_older_one_and_is_closed() {
+        let files = OpenFiles::default();
+        let (other, older, newer) = (keep(&files, 1), keep(&files, 2), keep(&files, 2));
+        assert_eq!([&other, &older, &newer].map(is_open), [true, false, true]);
+        files.close(2);
+        files.close(2);
+        assert_eq!([&other, &older, &newer].map(is_open), [true, false, false]);
+    }
+
+    #[test]
+    fn any_open_file_of_an_inode_is_found() {
+        let files = OpenFiles::default();
+        let (handle, _) = files.insert(file(1));
+        keep(&files, 2);
+        let found = |number| files.of_inode(number).map(|file| file.number);
+        assert_eq!([found(1), found(2), found(3)], [Some(1), Some(2), None]);
+        files.release(handle);
+        files.close(2);
+        assert_eq!([found(1), found(2)], [None, None]);
+    }
+}
