@@ -9,11 +9,20 @@ use crate::meta::{Kind, Meta, Timestamp};
 use crate::name::Name;
 use crate::view::{Entry, Node, Section, Text};
 
+/// What is done when a directory is listed.
+type OnList = dyn Fn() + Send + Sync;
+
 /// A directory with these names in it.
-#[derive(Debug)]
 pub(super) struct Dir {
     entries: Vec<(Name, Entry)>,
     changes: bool,
+    on_list: Option<Box<OnList>>,
+}
+
+impl std::fmt::Debug for Dir {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_list().entries(self.entries.iter().map(|(name, _)| name)).finish()
+    }
 }
 
 impl Section for Dir {
@@ -34,6 +43,9 @@ impl Section for Dir {
     }
 
     fn list(&self) -> Result<Vec<(Name, Entry)>> {
+        if let Some(on_list) = &self.on_list {
+            on_list();
+        }
         Ok(self.entries.clone())
     }
 }
@@ -42,12 +54,17 @@ impl Dir {
     /// A directory that never changes.
     pub(super) fn of<N: AsRef<str>>(entries: impl IntoIterator<Item = (N, Entry)>) -> Self {
         let entries = entries.into_iter().map(|(name, entry)| (self::name(name.as_ref()), entry)).collect();
-        Self { entries, changes: false }
+        Self { entries, changes: false, on_list: None }
     }
 
     /// The same directory as one in which names come and go.
     pub(super) fn changing(self) -> Self {
         Self { changes: true, ..self }
+    }
+
+    /// The same directory; this is done whenever it is listed.
+    pub(super) fn on_list(self, action: impl Fn() + Send + Sync + 'static) -> Self {
+        Self { on_list: Some(Box::new(action)), ..self }
     }
 
     /// The directory as a listing of another has it.

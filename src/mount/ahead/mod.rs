@@ -189,3 +189,57 @@ fn unless_panic<T>(work: impl FnOnce() -> Result<T>) -> Option<T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::mpsc::channel;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::mount::fake::{self, Dir};
+    use crate::mount::inodes::ROOT;
+
+    /// Longer than any test takes.
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn coming_directories_are_listed_by_threads_that_survive_panics_and_end() {
+        let (listing, listed) = channel();
+        let dir = |name: &'static str| {
+            let listing = listing.clone();
+            let on_list = move || {
+                // At the end nobody listens.
+                let _ = listing.send((name, thread::current().id()));
+                assert!(name != "panics", "a panic on purpose");
+            };
+            (name, Dir::of::<&str>([]).on_list(on_list).entry())
+        };
+        let root = Dir::of(["a", "b", "c", "panics", "z"].map(dir)).entry().node;
+        let inodes = Arc::new(Inodes::new(root));
+        let listings = Arc::new(Listings::default());
+        let ahead = Ahead::new(Arc::clone(&inodes), Arc::clone(&listings), Kernel::default());
+        let ask = |dir: &Held| {
+            let listing = listings.keep(dir.key(), fake::listing_of(dir));
+            ahead.was_asked(Key::root(), dir.key(), &listing);
+            listing
+        };
+
+        let top = ask(&inodes.get(ROOT).unwrap());
+        ask(&top.entries()[0].held);
+        assert_eq!(listed.recv_timeout(LONG), Ok(("a", thread::current().id())));
+        let ahead_of: Vec<_> = (0..4).map(|_| listed.recv_timeout(LONG).unwrap()).collect();
+        assert!(ahead_of.iter().all(|(_, thread)| *thread != thread::current().id()));
+        let names: BTreeSet<&str> = ahead_of.iter().map(|(name, _)| *name).collect();
+        assert_eq!(names, BTreeSet::from(["b", "c", "panics", "z"]));
+
+        let threads = Arc::downgrade(&ahead.0);
+        drop(ahead);
+        let patience = Instant::now();
+        while threads.strong_count() > 0 {
+            assert!(patience.elapsed() < LONG, "a thread goes on");
+            thread::yield_now();
+        }
+        assert!(listings.kept(top.entries()[2].held.key()).is_some());
+    }
+}
