@@ -17,6 +17,8 @@ use super::{Options, TYPE};
 use crate::error::{Error, Result};
 
 const DEVICE: &str = "/dev/fuse";
+/// How far the kernel reads ahead within a file, in KiB: as much as it asks for in one request.
+const READ_AHEAD_KIB: u32 = 1_024;
 
 /// A mount that this process made by itself.
 #[derive(Debug, Clone)]
@@ -70,6 +72,18 @@ impl Attached {
             rustix::mount::unmount(&self.mount_point, how | UnmountFlags::NOFOLLOW)?;
         }
         Ok(())
+    }
+}
+
+/// Has the kernel ask for files in large pieces. Only root may say so, and others do with what there is.
+pub(super) fn read_in_large_pieces(point: &Path) {
+    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+    let set = rustix::fs::statx(CWD, point, flags, StatxFlags::empty()).map_err(io::Error::from).and_then(|found| {
+        let device = format!("{}:{}", found.stx_dev_major, found.stx_dev_minor);
+        std::fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), READ_AHEAD_KIB.to_string())
+    });
+    if let Err(error) = set {
+        log::debug!("the kernel reads ahead in files as usual: {error}");
     }
 }
 

@@ -87,7 +87,10 @@ pub fn mount(view: View, options: &Options) -> Result<Mounted> {
     let config = config(options);
     match attach::attach(options)? {
         Some((device, attached)) => match Session::from_fd(adapter, device, config.acl, config) {
-            Ok(session) => Ok(Mounted { session, attached: Some(attached), kernel, refreshing }),
+            Ok(session) => {
+                attach::read_in_large_pieces(&options.mount_point);
+                Ok(Mounted { session, attached: Some(attached), kernel, refreshing })
+            }
             Err(error) => {
                 // The first error is the one to report.
                 let _ = attached.detach(UnmountFlags::DETACH);

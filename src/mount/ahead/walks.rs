@@ -159,6 +159,10 @@ impl Walks {
         while !indices.is_empty() {
             let behind = indices.split_off(BATCH.min(indices.len()));
             walk.files.push_back(Files { listing: Arc::clone(listing), indices });
+            // What is so far behind was asked for meanwhile.
+            while walk.files.len() > CREDIT_MAX / BATCH {
+                walk.files.pop_front();
+            }
             indices = behind;
         }
         is_some
