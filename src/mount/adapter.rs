@@ -193,11 +193,7 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, _: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        let attributes = |server: &Server| match self.opens {
-            Opens::Once => server.attributes_to_read(number.0),
-            Opens::Each | Opens::Passthrough => server.attributes(number.0),
-        };
-        match self.answer("getattr", number, attributes) {
+        match self.answer("getattr", number, |server| server.attributes(number.0)) {
             Ok(Attributes { number, meta, valid }) => reply.attr(&valid, &attr(number, &meta)),
             Err(errno) => reply.error(errno),
         }
@@ -230,7 +226,6 @@ impl Filesystem for Adapter {
                 FopenFlags::FOPEN_KEEP_CACHE
             }
             Caching::WhileOpen => FopenFlags::empty(),
-            Caching::Never => FopenFlags::FOPEN_DIRECT_IO,
         };
         reply.opened(handle, caching | FopenFlags::FOPEN_NOFLUSH);
     }
@@ -254,8 +249,9 @@ impl Filesystem for Adapter {
             let into = buffer.get_mut(..size).unwrap_or_default();
             match self.answer("read", number, |server| server.read(number.0, handle.0, into, offset)) {
                 Ok(filled) => reply.data(buffer.get(..filled).unwrap_or_default()),
-                Err(errno) => reply.error(errno),
+                Err(errno) => return reply.error(errno),
             }
+            self.answer("read", number, |server| server.was_read(number.0, offset)).unwrap_or_default();
         });
     }
 
@@ -306,19 +302,24 @@ impl Filesystem for Adapter {
             let dir = server.reading(number.0, offset)?;
             for (at, inode, name) in dots(&dir, offset) {
                 if reply.add(INodeNo(inode), at, FileType::Directory, name) {
-                    return Ok(());
+                    return Ok(dir);
                 }
             }
             for entry in dir.listing.behind(offset) {
                 let inode = INodeNo(server.number(entry));
                 if reply.add(inode, entry.offset, kind(entry.meta.kind), entry.name.as_os_str()) {
-                    return Ok(());
+                    break;
                 }
             }
-            Ok(())
+            Ok(dir)
         });
         match filled {
-            Ok(()) => reply.ok(),
+            Ok(dir) => {
+                reply.ok();
+                // No inode was given, so none is given its content.
+                let note = |server: &Server| server.was_given(&dir, (offset, offset));
+                self.answer("readdir", number, note).unwrap_or_default();
+            }
             Err(errno) => reply.error(errno),
         }
     }

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -33,7 +34,7 @@ pub(super) struct OpenFiles {
     /// Guards the table; held for single look-ups and changes only.
     by_handle: Mutex<HashMap<u64, Arc<OpenFile>>>,
     /// As above; what was read longest ago is closed first.
-    by_inode: Mutex<LruCache<u64, Arc<OpenFile>>>,
+    by_inode: Mutex<LruCache<u64, (Arc<OpenFile>, Instant)>>,
 }
 
 impl Default for OpenFiles {
@@ -65,13 +66,24 @@ impl OpenFiles {
 
     /// Keeps a file open for readers that have no handle, in the place of an older one of the inode.
     pub(super) fn keep(&self, file: Arc<OpenFile>) {
-        let closed = self.by_inode.lock().push(file.number, file);
+        let closed = self.by_inode.lock().push(file.number, (file, Instant::now()));
         drop(closed);
     }
 
     /// The file that is kept open for an inode.
     pub(super) fn kept(&self, number: u64) -> Option<Arc<OpenFile>> {
-        self.by_inode.lock().get(&number).cloned()
+        self.by_inode.lock().get(&number).map(|(file, _)| Arc::clone(file))
+    }
+
+    /// Closes what was not read for so long, so that files that were deleted do not stay on their disk; answers whether
+    /// others are kept open.
+    pub(super) fn close_idle(&self, idle: Duration) -> bool {
+        let mut by_inode = self.by_inode.lock();
+        let mut closed = Vec::new();
+        while by_inode.peek_lru().is_some_and(|(_, (_, read))| read.elapsed() > idle) {
+            closed.extend(by_inode.pop_lru());
+        }
+        !by_inode.is_empty()
     }
 
     /// Closes the file that is kept open for an inode.

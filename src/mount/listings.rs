@@ -2,13 +2,13 @@
 //!
 //! A listing has no handle: the kernel says which directory it reads and from which offset. Where a directory never
 //! changes, an offset is a place in the sorted names, so that a listing that was given up is made again with the same
-//! offsets. Where names come and go, an offset follows from the name that it stands behind, so that a reader who goes on
-//! in a newer listing misses no name that was there all the time, and sees none twice. (Two names of one hash stand side
-//! by side; if the first goes between two requests, the second may be missed.)
+//! offsets. Where names come and go, an offset follows from the name that it stands behind, and stays with it from one
+//! listing to the next, so that a reader who goes on in a newer listing misses no name that was there all the time, and
+//! sees none twice.
 
-use std::collections::HashSet;
-use std::hash::{DefaultHasher, Hasher};
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
@@ -62,24 +62,47 @@ impl Listing {
     /// # Errors
     /// As [`Node::list`](crate::view::Node::list).
     pub(super) fn of(dir: &Held, number: u64) -> Result<Self> {
-        let entries = dir.node().list()?.into_iter();
-        let entries = entries.map(|(name, entry)| Listed::new(dir.key(), number, name, entry)).collect();
-        Ok(Self::new(entries, dir.node().changes()))
+        Ok(Self::steady(Self::read(dir, number)?))
     }
 
-    /// The listing of these entries; `changes` where names come and go.
-    fn new(mut entries: Vec<Listed>, changes: bool) -> Self {
-        if changes {
-            for entry in &mut entries {
-                entry.offset = offset_of(&entry.name);
-            }
+    /// Lists a directory whose names come and go. Names have the offsets that they had in an older listing.
+    ///
+    /// # Errors
+    /// As [`Node::list`](crate::view::Node::list).
+    pub(super) fn again(dir: &Held, number: u64, older: Option<&Self>) -> Result<Self> {
+        Ok(Self::changing(Self::read(dir, number)?, older))
+    }
+
+    fn read(dir: &Held, number: u64) -> Result<Vec<Listed>> {
+        let entries = dir.node().list()?.into_iter();
+        Ok(entries.map(|(name, entry)| Listed::new(dir.key(), number, name, entry)).collect())
+    }
+
+    /// A listing in the order of the names, which stay.
+    fn steady(mut entries: Vec<Listed>) -> Self {
+        entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        for (offset, entry) in (DOTS.saturating_add(1)..).zip(&mut entries) {
+            entry.offset = offset;
         }
-        entries.sort_unstable_by(|a, b| (a.offset, &a.name).cmp(&(b.offset, &b.name)));
-        let mut last = DOTS;
+        Self { entries: entries.into() }
+    }
+
+    /// A listing whose offsets follow from the names, and stay with them.
+    fn changing(mut entries: Vec<Listed>, older: Option<&Self>) -> Self {
+        let older = older.map(Self::entries).unwrap_or_default();
+        let known: HashMap<&Name, u64> = older.iter().map(|entry| (&entry.name, entry.offset)).collect();
+        let mut taken: HashSet<u64> = known.values().copied().collect();
         for entry in &mut entries {
-            entry.offset = entry.offset.max(last.saturating_add(1));
-            last = entry.offset;
+            entry.offset = known.get(&entry.name).copied().unwrap_or_else(|| {
+                let mut offset = offset_of(&entry.name);
+                // Of two names with one hash, the second takes the next offset that is free.
+                while !taken.insert(offset) {
+                    offset = if offset < OFFSET_MAX { offset.saturating_add(1) } else { DOTS.saturating_add(1) };
+                }
+                offset
+            });
         }
+        entries.sort_unstable_by_key(|entry| entry.offset);
         Self { entries: entries.into() }
     }
 
@@ -95,10 +118,11 @@ impl Listing {
     }
 }
 
+/// Keyed anew in each process, so that nobody can choose names of one hash.
+static HASHES: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+
 fn offset_of(name: &Name) -> u64 {
-    let mut hash = DefaultHasher::new();
-    hash.write(name.as_bytes());
-    hash.finish() & OFFSET_MAX
+    (HASHES.hash_one(name.as_bytes()) & OFFSET_MAX).max(DOTS.saturating_add(1))
 }
 
 /// The listings that are kept.
@@ -226,6 +250,7 @@ mod tests {
     use super::*;
     use crate::error::Error;
     use crate::mount::fake::{self, Dir};
+    use crate::mount::inodes::ROOT;
 
     /// Longer than any test takes.
     const LONG: Duration = Duration::from_secs(60);
@@ -234,14 +259,19 @@ mod tests {
         Key::child(Key::root(), &fake::name(name), &fake::empty().node)
     }
 
-    fn listing<N: AsRef<str>>(names: impl IntoIterator<Item = N>, changes: bool) -> Listing {
+    fn listing<N: AsRef<str>>(names: impl IntoIterator<Item = N>) -> Listing {
         let dir = Dir::of(names.into_iter().map(|name| (name, fake::file(1))));
-        fake::listing_of(&fake::top(if changes { dir.changing() } else { dir }.entry()))
+        fake::listing_of(&fake::top(dir.entry()))
+    }
+
+    fn changing<N: AsRef<str>>(names: impl IntoIterator<Item = N>, older: Option<&Listing>) -> Listing {
+        let dir = Dir::of(names.into_iter().map(|name| (name, fake::file(1)))).changing();
+        Listing::again(&fake::top(dir.entry()), ROOT, older).unwrap()
     }
 
     fn sized(entries: usize) -> Listing {
         let entry = || Listed::new(Key::root(), 1, fake::name("x"), fake::file(1));
-        Listing::new(std::iter::repeat_with(entry).take(entries).collect(), false)
+        Listing::steady(std::iter::repeat_with(entry).take(entries).collect())
     }
 
     fn names(entries: &[Listed]) -> Vec<String> {
@@ -265,7 +295,7 @@ mod tests {
 
     #[test]
     fn what_does_not_change_is_numbered_in_the_order_of_names() {
-        let listing = listing(["b", "c", "B", "a", "a.b"], false);
+        let listing = listing(["b", "c", "B", "a", "a.b"]);
         assert_eq!(names(listing.entries()), ["B", "a", "a.b", "b", "c"]);
         assert_eq!(offsets(&listing), [3, 4, 5, 6, 7]);
         for start in 0..=DOTS {
@@ -282,11 +312,28 @@ mod tests {
     #[test]
     fn names_of_one_hash_have_offsets_of_their_own() {
         let [first, second] = colliding();
-        let both = listing([second.as_str(), "another", &first], true);
+        let both = changing([second.as_str(), "another", &first], None);
         assert!(offsets(&both).is_sorted_by(|a, b| a < b));
         for entry in both.entries() {
             let had = both.entries().partition_point(|other| other.offset <= entry.offset);
             assert_eq!(names(both.behind(entry.offset)), names(&both.entries()[had..]));
+        }
+    }
+
+    #[test]
+    fn a_name_keeps_its_offset_when_another_of_its_hash_goes_or_comes() {
+        let [first, second] = colliding();
+        let both = changing([&first, &second], None);
+        let offset = |listing: &Listing, name: &str| {
+            let name = fake::name(name);
+            listing.entries().iter().find(|entry| entry.name == name).map(|entry| entry.offset)
+        };
+        for (stays, goes) in [(&first, &second), (&second, &first)] {
+            let one = changing([stays], Some(&both));
+            assert_eq!(offset(&one, stays), offset(&both, stays));
+            let again = changing([goes, stays], Some(&one));
+            assert_eq!(offset(&again, stays), offset(&both, stays));
+            assert_ne!(offset(&again, goes), offset(&again, stays));
         }
     }
 
@@ -304,8 +351,8 @@ mod tests {
             gone in btree_set("[A-M]{1,3}", 0..20),
             come in btree_set("[N-Z]{1,3}", 0..20),
         ) {
-            let before = listing(stay.union(&gone), true);
-            let after = listing(stay.union(&come), true);
+            let before = changing(stay.union(&gone), None);
+            let after = changing(stay.union(&come), Some(&before));
             for listing in [&before, &after] {
                 prop_assert!(offsets(listing).is_sorted_by(|a, b| a < b));
                 prop_assert!(offsets(listing).iter().all(|offset| (DOTS + 1..=OFFSET_MAX).contains(offset)));
@@ -327,7 +374,7 @@ mod tests {
             let mut offset = 0;
             for part in parts {
                 // Given up and made again in between.
-                let made = listing(&all, false);
+                let made = listing(&all);
                 let read = made.behind(offset);
                 let read = &read[..part.min(read.len())];
                 offset = read.last().map_or(offset, |entry| entry.offset);

@@ -79,9 +79,10 @@ pub struct Mounted {
 /// # Errors
 /// [`Error::Io`] where the system refuses the mount.
 pub fn mount(view: View, options: &Options) -> Result<Mounted> {
-    let (refresher, refreshing) = Refresher::new();
+    let files = Arc::default();
+    let (refresher, refreshing) = Refresher::new(Arc::clone(&files));
     let kernel = ahead::Kernel::default();
-    let server = server::Server::new(view, Arc::clone(&kernel), refresher);
+    let server = server::Server::new(view, Arc::clone(&kernel), files, refresher);
     let adapter = adapter::Adapter::new(server, options.opens, options.allow_other);
     let doing = || format!("mount on {}", options.mount_point.display());
     let config = config(options);

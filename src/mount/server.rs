@@ -15,7 +15,7 @@ use crate::layer::{ReadAt, Seek};
 use crate::meta::Meta;
 use crate::name::Name;
 use crate::root::Space;
-use crate::view::{Node, View};
+use crate::view::{Identity, Node, View};
 
 /// How long the kernel may keep what cannot change: longer than any mount lasts.
 const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -30,7 +30,7 @@ pub(super) struct Server {
     inodes: Arc<Inodes>,
     listings: Arc<Listings>,
     ahead: Ahead,
-    files: OpenFiles,
+    files: Arc<OpenFiles>,
     refresher: Refresher,
 }
 
@@ -58,8 +58,6 @@ pub(super) enum Caching {
     Kept,
     /// While it is open.
     WhileOpen,
-    /// Not at all: even the size may change from one reading to the next.
-    Never,
 }
 
 /// The answer to an opening.
@@ -92,13 +90,13 @@ fn validity(changes: bool) -> Duration {
 }
 
 impl Server {
-    pub(super) fn new(view: View, kernel: Kernel, refresher: Refresher) -> Self {
+    pub(super) fn new(view: View, kernel: Kernel, files: Arc<OpenFiles>, refresher: Refresher) -> Self {
         let inodes = Arc::new(Inodes::new(view.root()));
         let is_labelled = view.is_labelled();
         let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         let listings = Arc::new(Listings::default());
         let ahead = Ahead::new(Arc::clone(&inodes), Arc::clone(&listings), kernel);
-        Self { view, is_labelled, owner, inodes, listings, ahead, files: OpenFiles::default(), refresher }
+        Self { view, is_labelled, owner, inodes, listings, ahead, files, refresher }
     }
 
     /// A node's attributes as users see them.
@@ -119,6 +117,7 @@ impl Server {
         let Some(name) = Name::new(name) else { return Ok(Looked::Absent { valid: Duration::ZERO }) };
         let Some(entry) = dir.node().lookup(&name)? else { return Ok(Looked::Absent { valid }) };
         let Listed { held, meta, .. } = Listed::new(dir.key(), parent, name, entry);
+        let valid = validity(dir.node().changes() || held.node().is_momentary());
         let attributes = Attributes {
             number: self.inodes.remember(&held),
             meta: self.owned(held.node(), meta),
@@ -138,29 +137,17 @@ impl Server {
     pub(super) fn attributes(&self, number: u64) -> Result<Attributes> {
         let held = self.held(number)?;
         let node = held.node();
-        let meta = match node.fresh_meta() {
+        let stale = || Error::Stale { what: format!("inode {number}") };
+        let fresh = node.fresh_meta().and_then(|meta| if is_of(&held, &meta) { Ok(meta) } else { Err(stale()) });
+        let meta = match fresh {
             // Replaced or removed, but a reader has it open: it is still that file.
-            Err(stale @ Error::Stale { .. }) => {
+            Err(gone @ Error::Stale { .. }) => {
                 let open = self.files.of_inode(number).filter(|file| file.generation == held.generation());
-                meta_of(open.ok_or(stale)?.reader.as_ref())?
-                    .ok_or_else(|| Error::Stale { what: format!("inode {number}") })?
+                meta_of(open.ok_or(gone)?.reader.as_ref())?.ok_or_else(stale)?
             }
             answer => answer?,
         };
         Ok(Attributes { number, meta: self.owned(node, meta), valid: validity(node.changes()) })
-    }
-
-    /// The attributes of a file that the kernel may read without opening it. A text that changes is read along with
-    /// them, so that what is read next has the size that was told.
-    pub(super) fn attributes_to_read(&self, number: u64) -> Result<Attributes> {
-        let held = self.held(number)?;
-        if !(held.node().changes() && matches!(held.node(), Node::Text(_))) {
-            return self.attributes(number);
-        }
-        let file = open(number, &held)?;
-        let told = meta_of(file.reader.as_ref())?.ok_or_else(|| Error::Stale { what: format!("inode {number}") })?;
-        self.files.keep(Arc::new(file));
-        Ok(Attributes { number, meta: self.owned(held.node(), told), valid: Duration::ZERO })
     }
 
     pub(super) fn read_link(&self, number: u64) -> Result<Vec<u8>> {
@@ -169,11 +156,7 @@ impl Server {
 
     pub(super) fn open(&self, number: u64) -> Result<Opened> {
         let held = self.held(number)?;
-        let caching = match (held.node().changes(), held.node()) {
-            (false, _) => Caching::Kept,
-            (true, Node::Text(_)) => Caching::Never,
-            (true, _) => Caching::WhileOpen,
-        };
+        let caching = if held.node().changes() { Caching::WhileOpen } else { Caching::Kept };
         let file = open(number, &held)?;
         let size_bytes = meta_of(file.reader.as_ref())?.map_or(0, |meta| meta.size_bytes);
         let (handle, file) = self.files.insert(file);
@@ -191,30 +174,30 @@ impl Server {
             }
         };
         if handle == NO_HANDLE {
-            self.was_read(number, file, filled < buffer.len())?;
-        }
-        if offset == 0 {
-            self.read_ahead_of(number)?;
+            let held = self.held(number)?;
+            self.keep(&held, file, filled < buffer.len());
         }
         Ok(filled)
     }
 
     /// Keeps a file open that has no handle, for as long as it will be read again.
-    fn was_read(&self, number: u64, file: Arc<OpenFile>, to_the_end: bool) -> Result<()> {
-        if self.held(number)?.node().changes() {
-            self.refresher.was_read(number);
-            self.files.keep(file);
-        } else if to_the_end {
-            self.files.close(number);
+    fn keep(&self, held: &Held, file: Arc<OpenFile>, is_read: bool) {
+        if is_read && !held.node().changes() {
+            self.files.close(file.number);
         } else {
             self.files.keep(file);
+            self.refresher.is_kept();
         }
-        Ok(())
     }
 
-    /// Has the files beside one that was read be read ahead, if someone walks there.
-    fn read_ahead_of(&self, number: u64) -> Result<()> {
-        if let Some(dir) = self.inodes.get(self.held(number)?.parent()) {
+    /// Notes that the kernel has what it asked for of a file.
+    pub(super) fn was_read(&self, number: u64, offset: u64) -> Result<()> {
+        let held = self.held(number)?;
+        if held.node().changes() {
+            self.refresher.was_read(number);
+        } else if offset == 0
+            && let Some(dir) = self.inodes.get(held.parent())
+        {
             self.ahead.was_read(dir.key());
         }
         Ok(())
@@ -249,12 +232,11 @@ impl Server {
     pub(super) fn reading(&self, number: u64, offset: u64) -> Result<Reading> {
         let dir = self.held(number)?;
         let changes = dir.node().changes();
-        let make = || Listing::of(&dir, number);
-        let listing = if changes && offset == 0 {
-            self.refresher.was_read(number);
-            self.listings.keep(dir.key(), make()?)
-        } else {
-            self.listings.get(dir.key(), make)?
+        let listing = match (changes, self.listings.kept(dir.key())) {
+            // Whoever goes on does so in the newest there is.
+            (true, Some(kept)) if offset > 0 => kept,
+            (true, older) => self.listings.keep(dir.key(), Listing::again(&dir, number, older.as_deref())?),
+            (false, _) => self.listings.get(dir.key(), || Listing::of(&dir, number))?,
         };
         if !changes
             && offset == 0
@@ -273,14 +255,17 @@ impl Server {
     /// An entry as a lookup would answer it; counts a lookup.
     pub(super) fn entry(&self, dir: &Reading, entry: &Listed) -> (Attributes, u64) {
         let number = self.inodes.remember(&entry.held);
-        let valid = dir.valid.min(validity(entry.held.node().changes()));
+        let node = entry.held.node();
+        let valid = dir.valid.min(validity(node.changes() || node.is_momentary()));
         let meta = self.owned(entry.held.node(), entry.meta);
         (Attributes { number, meta, valid }, entry.held.generation())
     }
 
     /// Notes that the kernel has the entries from one offset to another, with their attributes.
     pub(super) fn was_given(&self, dir: &Reading, offsets: (u64, u64)) -> Result<()> {
-        if !dir.dir.node().changes() {
+        if dir.dir.node().changes() {
+            self.refresher.was_read(dir.number);
+        } else {
             self.ahead.was_given(dir.dir.key(), &dir.listing, offsets);
         }
         Ok(())
@@ -310,13 +295,31 @@ impl Server {
     }
 }
 
-/// Opens a node's content. Where it may change, not that of another file that has the name by now.
+/// Opens a node's content. Where it may change, not that of another file that has the name by now, or the number.
 fn open(number: u64, held: &Held) -> Result<OpenFile> {
     let node = held.node();
-    if node.changes() && !matches!(node, Node::Text(_)) {
+    if node.changes() {
         node.fresh_meta()?;
     }
-    Ok(OpenFile { number, generation: held.generation(), reader: node.open()? })
+    let reader = node.open()?;
+    if node.changes()
+        && let Some(meta) = meta_of(reader.as_ref())?
+        && !is_of(held, &meta)
+    {
+        return Err(Error::Stale { what: format!("inode {number}") });
+    }
+    Ok(OpenFile { number, generation: held.generation(), reader })
+}
+
+/// Whether attributes are those of the file that is held, and not of another that has its name, or its number, by now.
+fn is_of(held: &Held, meta: &Meta) -> bool {
+    match held.node().identity() {
+        // The data of a metacopy are another file's.
+        Identity::File { inode, data: None, .. } if held.node().changes() => {
+            inode == meta.inode && held.generation() == held.node().generation(meta)
+        }
+        Identity::File { .. } | Identity::Path(_) => true,
+    }
 }
 
 /// The attributes of an open file, where it has any of its own.

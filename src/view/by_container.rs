@@ -102,9 +102,7 @@ impl ContainerDir {
     fn entry(&self, name: &str) -> Result<Option<Entry>> {
         let container = &self.container;
         let node = match name {
-            "config.json" => container
-                .config_bytes
-                .map(|size| Entry::text(Text::container_config(&self.shared, container.id, size, container.stored))),
+            "config.json" => self.config()?,
             "damage" => (!container.damage.is_empty())
                 .then(|| Entry::text(Text::ready(facts::damage(&container.damage), container.stored))),
             "layers" => Some(self.layers()),
@@ -114,6 +112,18 @@ impl ContainerDir {
             _ => None,
         };
         Ok(node)
+    }
+
+    /// The config as it is, which the engine replaces.
+    fn config(&self) -> Result<Option<Entry>> {
+        if self.container.config_bytes.is_none() {
+            return Ok(None);
+        }
+        match self.shared.store.container_config(&self.container.id) {
+            Ok(config) => Ok(Some(Entry::text(Text::ready(config, self.container.stored).for_owner().momentary()))),
+            Err(Error::Stale { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     fn own(&self, id: &CacheId) -> Result<Entry> {

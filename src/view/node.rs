@@ -58,14 +58,7 @@ impl Entry {
     /// their paths, and stay the same when another layer joins them.
     #[must_use]
     pub fn generation(&self) -> u64 {
-        match self.node {
-            Node::InLayer(_) | Node::InUnion(_) if self.node.changes() && !self.meta.is_dir() => {
-                let created = self.meta.created;
-                let seconds = created.seconds.unsigned_abs();
-                seconds.wrapping_mul(1_000_000_000).wrapping_add(created.nanoseconds.into())
-            }
-            Node::InLayer(_) | Node::InUnion(_) | Node::Section(_) | Node::Text(_) | Node::Link(_) => 0,
-        }
+        self.node.generation(&self.meta)
     }
 }
 
@@ -124,6 +117,18 @@ impl XattrSource<'_> {
 }
 
 impl Node {
+    /// As [`Entry::generation`], of attributes that were read later.
+    #[must_use]
+    pub fn generation(&self, meta: &Meta) -> u64 {
+        match self {
+            Self::InLayer(_) | Self::InUnion(_) if self.changes() && !meta.is_dir() => {
+                let seconds = meta.created.seconds.unsigned_abs();
+                seconds.wrapping_mul(1_000_000_000).wrapping_add(meta.created.nanoseconds.into())
+            }
+            Self::InLayer(_) | Self::InUnion(_) | Self::Section(_) | Self::Text(_) | Self::Link(_) => 0,
+        }
+    }
+
     /// The attributes as they are. What may change is looked up again; of other stored files they are read again.
     ///
     /// # Errors
@@ -132,7 +137,7 @@ impl Node {
         match self {
             Self::Section(section) => Ok(folder_meta(section.as_ref())),
             Self::Link(link) => Ok(link.meta()),
-            Self::Text(text) => text.fresh_meta(),
+            Self::Text(text) => Ok(text.meta()),
             Self::InLayer(node) => node.fresh_meta(),
             Self::InUnion(node) => node.fresh_meta(),
         }
@@ -143,11 +148,17 @@ impl Node {
     pub fn changes(&self) -> bool {
         match self {
             Self::Section(section) => section.changes(),
-            Self::Text(text) => text.changes(),
-            Self::Link(_) => false,
+            Self::Text(_) | Self::Link(_) => false,
             Self::InLayer(node) => node.changes(),
             Self::InUnion(node) => node.changes(),
         }
+    }
+
+    /// Whether a name that stands for this node may stand for another one at the next look-up, though its directory
+    /// stays the same.
+    #[must_use]
+    pub fn is_momentary(&self) -> bool {
+        matches!(self, Self::Text(text) if text.is_momentary())
     }
 
     /// What tells this node from others.
@@ -207,7 +218,7 @@ impl Node {
     /// [`Error::Stale`] where its content is gone.
     pub fn open(&self) -> Result<Box<dyn ReadAt>> {
         match self {
-            Self::Text(text) => Ok(Box::new(text.open()?)),
+            Self::Text(text) => Ok(Box::new(text.content()?)),
             Self::InLayer(node) => node.open(),
             Self::InUnion(node) => node.open(),
             Self::Section(_) => Err(wrong_kind("open a directory", Errno::ISDIR)),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{Entry, Form, Shared, Text, facts};
+use super::{Entry, Form, Shared, Snapshot, Text, facts};
 use crate::store::{Image, Standing};
 
 #[derive(Serialize)]
@@ -40,12 +40,11 @@ struct Damage {
 
 /// The file at the root.
 pub(super) fn status(shared: &Arc<Shared>) -> Entry {
-    Entry::text(Text::status(shared))
+    let snapshot = shared.current();
+    Entry::text(Text::ready(content(shared, &snapshot), snapshot.time).momentary())
 }
 
-/// The file's content.
-pub(super) fn content(shared: &Shared) -> Vec<u8> {
-    let snapshot = shared.current();
+fn content(shared: &Shared, snapshot: &Snapshot) -> Vec<u8> {
     let catalogue = &snapshot.catalogue;
     let ids = |wanted: fn(&Image) -> bool| -> Vec<String> {
         catalogue.images.values().filter(|image| wanted(image)).map(|image| image.id.to_string()).collect()

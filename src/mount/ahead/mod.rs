@@ -22,6 +22,7 @@ use parking_lot::{Condvar, Mutex};
 use super::inodes::{Held, Inodes, Key};
 use super::listings::{Listed, Listing, Listings};
 use crate::error::{Error, Result};
+use crate::layer::ReadAt;
 use walks::{Files, IDLE, Job, SMALL, Walks, is_small};
 
 /// How many threads read ahead. A disk has its answers sooner when it is asked for several at once.
@@ -142,8 +143,8 @@ impl Shared {
         let listing = self.listings.get(dir.key(), make)?;
         if with_files {
             for entry in listing.entries().iter().filter(|entry| is_small(entry)) {
-                let file = entry.held.node().open()?;
-                file.will_need().map_err(Error::io(|| "read ahead".to_owned()))?;
+                let needed = entry.held.node().open().and_then(|file| will_need(file.as_ref()));
+                let _was_cold = needed.unwrap_or_else(|error| not_ahead(&error));
             }
         }
         Ok(listing)
@@ -155,7 +156,7 @@ impl Shared {
         buffer.resize(usize::try_from(SMALL).unwrap_or_default(), 0);
         let mut is_cold = false;
         for entry in files.entries() {
-            is_cold |= self.store(kernel, entry, buffer)?;
+            is_cold |= self.store(kernel, entry, buffer).unwrap_or_else(|error| not_ahead(&error));
         }
         Ok(is_cold)
     }
@@ -163,7 +164,7 @@ impl Shared {
     fn store(&self, kernel: &Notifier, entry: &Listed, buffer: &mut [u8]) -> Result<bool> {
         let doing = || "read ahead".to_owned();
         let file = entry.held.node().open()?;
-        let is_cold = file.will_need().map_err(Error::io(doing))?;
+        let is_cold = will_need(file.as_ref())?;
         let size = usize::try_from(entry.meta.size_bytes).unwrap_or(usize::MAX);
         let Some(into) = buffer.get_mut(..size) else { return Ok(is_cold) };
         // What cannot be read whole is left to who asks for it.
@@ -173,6 +174,16 @@ impl Shared {
         }
         Ok(is_cold)
     }
+}
+
+fn will_need(file: &dyn ReadAt) -> Result<bool> {
+    file.will_need().map_err(Error::io(|| "read ahead".to_owned()))
+}
+
+/// Passes over a file that could not be read ahead.
+fn not_ahead(error: &Error) -> bool {
+    log::debug!("while reading ahead: {error}");
+    false
 }
 
 /// An answer, if there is one: what goes wrong here goes wrong again, and is told, when it is asked for.

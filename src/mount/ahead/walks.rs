@@ -26,7 +26,7 @@ const SOON: Duration = Duration::from_secs(1);
 /// A walk that has not moved for so long is given up.
 pub(super) const IDLE: Duration = Duration::from_secs(5);
 
-/// Files of more bytes are not read ahead: the kernel does that itself, within a file.
+/// Files of so many bytes, or more, are not read ahead: the kernel does that itself, within a file.
 pub(super) const SMALL: u64 = 128 << 10;
 /// How many files are read ahead for each that was asked for. Then others must be asked for, which shows that the walk
 /// still reads files.
@@ -106,7 +106,7 @@ pub(super) enum Job {
 
 /// Whether a file is read ahead.
 pub(super) fn is_small(entry: &Listed) -> bool {
-    entry.meta.kind == Kind::Regular && (1..=SMALL).contains(&entry.meta.size_bytes) && !entry.held.node().changes()
+    entry.meta.kind == Kind::Regular && (1..SMALL).contains(&entry.meta.size_bytes) && !entry.held.node().changes()
 }
 
 impl Walks {
@@ -639,7 +639,7 @@ mod tests {
 
     /// Directories of so many small files each.
     fn with_files(files: usize) -> Entry {
-        let dir = || Dir::of((0..files).map(|number| (format!("{number:03}"), fake::file(SMALL)))).entry();
+        let dir = || Dir::of((0..files).map(|number| (format!("{number:03}"), fake::file(SMALL - 1)))).entry();
         Dir::of(["a", "b", "c", "d", "e"].map(|name| (name, dir()))).entry()
     }
 
@@ -688,7 +688,7 @@ mod tests {
             let dir = fake::listing_of(&fake::top(Dir::of([("x", entry)]).entry()));
             super::is_small(&dir.entries()[0])
         };
-        let sizes = [0, 1, SMALL, SMALL + 1, u64::MAX];
+        let sizes = [0, 1, SMALL - 1, SMALL, u64::MAX];
         assert_eq!(sizes.map(|size| is_small(fake::file(size))), [false, true, true, false, false]);
         assert!(!is_small(fake::empty()));
     }
