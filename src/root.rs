@@ -1,7 +1,8 @@
 //! A directory capability: every touch of the host's files goes through a [`Root`].
 //!
-//! A path is resolved below the root by `openat2(2)` and nowhere else: no `..`, no symbolic link, no magic link, no
-//! other mount in between. A file is opened only after its type was seen to be regular, so no device, FIFO or socket
+//! A path is resolved below the root by `openat2(2)`: no `..`, no symbolic link, no magic link, no other mount in
+//! between. In a private clone (see below), which has none of these, calls that take a path are as strict, and one
+//! instead of three. A file is opened only after its type was seen to be regular, so no device, FIFO or socket
 //! ever is. Nothing here can write.
 //!
 //! Where the process may (`CAP_SYS_ADMIN`), a root is a private clone of the mount that it lies on: read-only and
@@ -10,16 +11,10 @@
 
 use std::fs::File;
 use std::mem::MaybeUninit;
-use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use lru::LruCache;
-use parking_lot::Mutex;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
@@ -34,10 +29,6 @@ use crate::sys;
 pub const XATTR_MAX: usize = 65_536;
 /// A path of more bytes than this is walked in pieces, below Linux' `PATH_MAX` of 4,096.
 const PIECE_MAX: usize = 3_500;
-/// How many directories are held open for a moment.
-const HELD_MAX: NonZeroUsize = NonZeroUsize::new(32).unwrap();
-/// How long one that was found counts as being in its place.
-const MOMENT: Duration = Duration::from_millis(100);
 /// How often a resolution is tried again when a rename elsewhere made it uncertain (`EAGAIN` with `RESOLVE_BENEATH`).
 const RETRIES: usize = 64;
 
@@ -49,23 +40,10 @@ pub struct Root {
     found: OwnedFd,
     /// The same directory for reading: a private clone without access times, or a copy of `found`.
     reading: OwnedFd,
-    /// Whether `reading` is a private clone, in which nobody can mount anything.
+    /// Whether `reading` is a private clone, in which no symbolic link is followed and nobody can mount anything: there
+    /// calls that take a path and know no restrictions lead nowhere else than `openat2(2)` would.
     is_private: bool,
-    /// Directories that were used a moment ago; held for single look-ups and changes only.
-    held: Mutex<LruCache<TreePath, HeldDir>>,
 }
-
-/// A directory that is held open for a moment.
-#[derive(Debug, Clone)]
-struct HeldDir {
-    handle: Arc<OwnedFd>,
-    since: Instant,
-}
-
-/// A root whose directories stay where they are, as those of image layers do: one is found once for several of its
-/// files.
-#[derive(Debug, Clone, Copy)]
-pub struct Steady<'a>(&'a Root);
 
 /// What the file system below a root says of its space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,13 +116,7 @@ impl Root {
                 (copy.map_err(Error::io(|| format!("open {}", path.display())))?, false)
             }
         };
-        Ok(Self { path, found, reading, is_private, held: Mutex::new(LruCache::new(HELD_MAX)) })
-    }
-
-    /// The same for paths whose directories stay where they are.
-    #[must_use]
-    pub fn steady(&self) -> Steady<'_> {
-        Steady(self)
+        Ok(Self { path, found, reading, is_private })
     }
 
     /// Where a path below lies on the host; for messages and for people, not for opening.
@@ -174,13 +146,34 @@ impl Root {
     /// # Errors
     /// [`Error::Io`] for everything else, also for a symbolic link on the way.
     pub fn stat(&self, path: &TreePath) -> Result<Option<Meta>> {
-        match self.handle(path) {
-            Ok(handle) => stat_of(handle.as_fd(), c"")
-                .map(Some)
-                .map_err(Error::io(|| format!("read the attributes of {}", self.shown(path)))),
+        let found = match self.plain(path) {
+            Some(plain) => stat_of(self.reading.as_fd(), plain),
+            None => self.handle(path).and_then(|handle| stat_of(handle.as_fd(), c"")),
+        };
+        match found {
+            Ok(meta) => Ok(Some(meta)),
             Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => Ok(None),
             Err(errno) => Err(Error::io(|| format!("find {}", self.shown(path)))(errno)),
         }
+    }
+
+    /// As [`Root::stat`]; tells as well whether a file or directory is known to have no extended attributes.
+    ///
+    /// # Errors
+    /// As [`Root::stat`].
+    pub fn stat_with_xattrs(&self, path: &TreePath) -> Result<Option<Meta>> {
+        let mut found = self.stat(path)?;
+        if let (Some(meta), Some(plain)) = (&mut found, self.plain(path)) {
+            meta.bare =
+                matches!(meta.kind, Kind::Regular | Kind::Directory) && has_no_xattr(self.reading.as_fd(), plain);
+        }
+        Ok(found)
+    }
+
+    /// The path as calls without restrictions may have it.
+    fn plain<'a>(&self, path: &'a TreePath) -> Option<&'a [u8]> {
+        let bytes = path.as_bytes();
+        (self.is_private && (1..PIECE_MAX).contains(&bytes.len())).then_some(bytes)
     }
 
     /// The names in a directory with their attributes, in no order; of names that are not `wanted` nothing is asked.
@@ -203,8 +196,8 @@ impl Root {
         for (_, name) in entries {
             match stat_of(handle.as_fd(), name.as_bytes()) {
                 Ok(mut meta) => {
-                    meta.bare =
-                        matches!(meta.kind, Kind::Regular | Kind::Directory) && has_no_xattr(handle.as_fd(), &name);
+                    meta.bare = matches!(meta.kind, Kind::Regular | Kind::Directory)
+                        && has_no_xattr(handle.as_fd(), name.as_bytes());
                     found.push((name, meta));
                 }
                 Err(Errno::NOENT) => {}
@@ -243,19 +236,18 @@ impl Root {
     /// # Errors
     /// [`Error::Damaged`] where it is no regular file; [`Error::Io`].
     pub fn open_file(&self, path: &TreePath) -> Result<File> {
+        if self.plain(path).is_some() {
+            return self.open_file_in(self.reading.as_fd(), path, path);
+        }
         let (dir, name) = self.parent(path).map_err(Error::io(|| format!("open {}", self.shown(path))))?;
-        self.open_file_at(dir.as_fd(), name.as_ref(), path)
-    }
-
-    fn open_file_at(&self, dir: BorrowedFd<'_>, name: Option<&Name>, path: &TreePath) -> Result<File> {
         match name {
-            Some(name) => self.open_file_in(dir, name, path),
+            Some(name) => self.open_file_in(dir.as_fd(), &TreePath::from(name), path),
             None => Err(Error::damaged(self.shown(path), "not a regular file")),
         }
     }
 
-    /// Opens a regular file of an open directory; `path` is for messages.
-    fn open_file_in(&self, dir: BorrowedFd<'_>, name: &Name, path: &TreePath) -> Result<File> {
+    /// Opens a regular file at a plain path below an open directory; `path` is for messages.
+    fn open_file_in(&self, dir: BorrowedFd<'_>, plain: &TreePath, path: &TreePath) -> Result<File> {
         let doing = || format!("open {}", self.shown(path));
         let same = |x: &Statx, y: &Statx| {
             (x.stx_dev_major, x.stx_dev_minor, x.stx_ino) == (y.stx_dev_major, y.stx_dev_minor, y.stx_ino)
@@ -263,11 +255,11 @@ impl Root {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         // Engines replace files by renaming: between looking and opening there may be another.
         for _ in 0..RETRIES {
-            let before = raw_stat(dir, name.as_bytes()).map_err(Error::io(doing))?;
+            let before = raw_stat(dir, plain.as_bytes()).map_err(Error::io(doing))?;
             if kind_of(before.stx_mode) != Kind::Regular {
                 return Err(Error::damaged(self.shown(path), "not a regular file"));
             }
-            let file = open_quietly(dir, &TreePath::from(name.clone()), flags).map_err(Error::io(doing))?;
+            let file = open_quietly(dir, plain, flags).map_err(Error::io(doing))?;
             let after = raw_stat(file.as_fd(), c"").map_err(Error::io(doing))?;
             if same(&before, &after) && kind_of(after.stx_mode) == Kind::Regular {
                 return Ok(File::from(file));
@@ -297,9 +289,11 @@ impl Root {
     /// [`Error::Io`].
     pub fn read_link(&self, path: &TreePath) -> Result<Vec<u8>> {
         let doing = || format!("read the link {}", self.shown(path));
-        let link = self.handle(path).map_err(Error::io(doing))?;
-        let target = rustix::fs::readlinkat(&link, c"", Vec::new()).map_err(Error::io(doing))?;
-        Ok(target.into_bytes())
+        let target = match self.plain(path) {
+            Some(plain) => rustix::fs::readlinkat(&self.reading, plain, Vec::new()),
+            None => self.handle(path).and_then(|link| rustix::fs::readlinkat(&link, c"", Vec::new())),
+        };
+        Ok(target.map_err(Error::io(doing))?.into_bytes())
     }
 
     /// The value of one extended attribute, `None` where the file has none of that name.
@@ -307,23 +301,17 @@ impl Root {
     /// # Errors
     /// [`Error::Io`].
     pub fn xattr(&self, path: &TreePath, attribute: &[u8]) -> Result<Option<Vec<u8>>> {
-        let (dir, name) =
-            self.parent(path).map_err(Error::io(|| format!("read an attribute of {}", self.shown(path))))?;
-        self.xattr_at(dir.as_fd(), name.as_ref(), path, attribute)
-    }
-
-    fn xattr_at(
-        &self,
-        dir: BorrowedFd<'_>,
-        name: Option<&Name>,
-        path: &TreePath,
-        attribute: &[u8],
-    ) -> Result<Option<Vec<u8>>> {
         let doing = || format!("read the attribute {:?} of {}", String::from_utf8_lossy(attribute), self.shown(path));
-        let entry = entry_path(dir, name);
+        if let Some(plain) = self.plain(path)
+            && let Some(value) = xattr_at(self.reading.as_fd(), plain, attribute)
+        {
+            return value.map_err(Error::io(doing));
+        }
+        let (dir, name) = self.parent(path).map_err(Error::io(doing))?;
+        let entry = entry_path(dir.as_fd(), name.as_ref());
         let mut value = Vec::with_capacity(256);
         loop {
-            let read = match name {
+            let read = match &name {
                 Some(_) => rustix::fs::lgetxattr(&entry, attribute, rustix::buffer::spare_capacity(&mut value)),
                 None => rustix::fs::getxattr(&entry, attribute, rustix::buffer::spare_capacity(&mut value)),
             };
@@ -341,17 +329,12 @@ impl Root {
     /// # Errors
     /// [`Error::Io`].
     pub fn xattr_names(&self, path: &TreePath) -> Result<Vec<Vec<u8>>> {
-        let (dir, name) =
-            self.parent(path).map_err(Error::io(|| format!("list the attributes of {}", self.shown(path))))?;
-        self.xattr_names_at(dir.as_fd(), name.as_ref(), path)
-    }
-
-    fn xattr_names_at(&self, dir: BorrowedFd<'_>, name: Option<&Name>, path: &TreePath) -> Result<Vec<Vec<u8>>> {
         let doing = || format!("list the attributes of {}", self.shown(path));
-        let entry = entry_path(dir, name);
+        let (dir, name) = self.parent(path).map_err(Error::io(doing))?;
+        let entry = entry_path(dir.as_fd(), name.as_ref());
         let mut list = Vec::with_capacity(1_024);
         loop {
-            let read = match name {
+            let read = match &name {
                 Some(_) => rustix::fs::llistxattr(&entry, rustix::buffer::spare_capacity(&mut list)),
                 None => rustix::fs::listxattr(&entry, rustix::buffer::spare_capacity(&mut list)),
             };
@@ -400,84 +383,9 @@ impl Root {
         }
     }
 
-    /// As [`Root::parent`], but the directory may have been found a moment ago.
-    fn held_parent(&self, path: &TreePath) -> rustix::io::Result<(Arc<OwnedFd>, Option<Name>)> {
-        let Some((dir, name)) = path.split_last().filter(|_| self.is_private) else {
-            return self.parent(path).map(|(dir, name)| (Arc::new(dir), name));
-        };
-        let known = self.held.lock().get(&dir).cloned();
-        if let Some(known) = known.filter(|known| known.since.elapsed() < MOMENT) {
-            return Ok((known.handle, Some(name)));
-        }
-        let found = HeldDir { handle: Arc::new(self.handle(&dir)?), since: Instant::now() };
-        let handle = Arc::clone(&found.handle);
-        let given_up = self.held.lock().push(dir, found);
-        drop(given_up);
-        Ok((handle, Some(name)))
-    }
-
     fn open_dir(&self, dir: &TreePath) -> Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         open_quietly(self.reading.as_fd(), dir, flags).map_err(Error::io(|| format!("open {}", self.shown(dir))))
-    }
-}
-
-impl Steady<'_> {
-    /// As [`Root::stat`].
-    ///
-    /// # Errors
-    /// As [`Root::stat`].
-    pub fn stat(self, path: &TreePath) -> Result<Option<Meta>> {
-        let found = self.0.held_parent(path).and_then(|(dir, name)| match &name {
-            Some(name) => stat_of(dir.as_fd(), name.as_bytes()),
-            None => stat_of(dir.as_fd(), c""),
-        });
-        match found {
-            Ok(meta) => Ok(Some(meta)),
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => Ok(None),
-            Err(errno) => Err(Error::io(|| format!("find {}", self.0.shown(path)))(errno)),
-        }
-    }
-
-    /// As [`Root::open_file`].
-    ///
-    /// # Errors
-    /// As [`Root::open_file`].
-    pub fn open_file(self, path: &TreePath) -> Result<File> {
-        let (dir, name) = self.0.held_parent(path).map_err(Error::io(|| format!("open {}", self.0.shown(path))))?;
-        self.0.open_file_at(dir.as_fd(), name.as_ref(), path)
-    }
-
-    /// As [`Root::read_link`].
-    ///
-    /// # Errors
-    /// As [`Root::read_link`].
-    pub fn read_link(self, path: &TreePath) -> Result<Vec<u8>> {
-        let target = self.0.held_parent(path).and_then(|(dir, name)| match &name {
-            Some(name) => rustix::fs::readlinkat(&dir, name.as_bytes(), Vec::new()),
-            None => Err(Errno::INVAL),
-        });
-        Ok(target.map_err(Error::io(|| format!("read the link {}", self.0.shown(path))))?.into_bytes())
-    }
-
-    /// As [`Root::xattr`].
-    ///
-    /// # Errors
-    /// As [`Root::xattr`].
-    pub fn xattr(self, path: &TreePath, attribute: &[u8]) -> Result<Option<Vec<u8>>> {
-        let doing = || format!("read an attribute of {}", self.0.shown(path));
-        let (dir, name) = self.0.held_parent(path).map_err(Error::io(doing))?;
-        self.0.xattr_at(dir.as_fd(), name.as_ref(), path, attribute)
-    }
-
-    /// As [`Root::xattr_names`].
-    ///
-    /// # Errors
-    /// As [`Root::xattr_names`].
-    pub fn xattr_names(self, path: &TreePath) -> Result<Vec<Vec<u8>>> {
-        let doing = || format!("list the attributes of {}", self.0.shown(path));
-        let (dir, name) = self.0.held_parent(path).map_err(Error::io(doing))?;
-        self.0.xattr_names_at(dir.as_fd(), name.as_ref(), path)
     }
 }
 
@@ -689,27 +597,52 @@ fn each_entry(dir: &OwnedFd, mut call: impl FnMut(u64, Name)) -> rustix::io::Res
 
 /// The path by which calls that know no descriptors reach an entry of an open directory, or the directory itself.
 fn entry_path(dir: BorrowedFd<'_>, name: Option<&Name>) -> Vec<u8> {
+    path_in(dir, name.map(Name::as_bytes).unwrap_or_default())
+}
+
+fn path_in(dir: BorrowedFd<'_>, plain: &[u8]) -> Vec<u8> {
     let mut path = format!("/proc/self/fd/{}", dir.as_raw_fd()).into_bytes();
-    if let Some(name) = name {
+    if !plain.is_empty() {
         path.push(b'/');
-        path.extend_from_slice(name.as_os_str().as_bytes());
+        path.extend_from_slice(plain);
     }
     path
 }
 
-/// Whether an entry of an open directory is known to have no extended attributes.
-fn has_no_xattr(dir: BorrowedFd<'_>, name: &Name) -> bool {
-    match name.as_bytes().into_with_c_str(|name| Ok(sys::xattr_list_size_at(dir, name))) {
-        Ok(Ok(size)) => size == 0,
-        Ok(Err(error)) => match Errno::from_io_error(&error) {
+/// Whether what is at a plain path below an open directory is known to have no extended attributes.
+fn has_no_xattr(dir: BorrowedFd<'_>, plain: &[u8]) -> bool {
+    let size = std::ffi::CString::new(plain).map_err(Into::into);
+    match size.and_then(|name| sys::xattr_list_size_at(dir, &name)) {
+        Ok(size) => size == 0,
+        Err(error) => match Errno::from_io_error(&error) {
             Some(Errno::OPNOTSUPP) => true,
             Some(Errno::NOSYS) => {
-                let size = rustix::fs::llistxattr_query(entry_path(dir, Some(name)));
+                let size = rustix::fs::llistxattr_query(path_in(dir, plain));
                 matches!(size, Ok(0) | Err(Errno::OPNOTSUPP))
             }
             _ => false,
         },
-        Err(_) => false,
+    }
+}
+
+/// An extended attribute of what is at a plain path below an open directory; `None` where the kernel does not know the
+/// call. A missing attribute is an answer.
+fn xattr_at(dir: BorrowedFd<'_>, plain: &[u8], attribute: &[u8]) -> Option<std::io::Result<Option<Vec<u8>>>> {
+    let (plain, attribute) = (std::ffi::CString::new(plain).ok()?, std::ffi::CString::new(attribute).ok()?);
+    let mut value = vec![0; 256];
+    loop {
+        match sys::xattr_at(dir, &plain, &attribute, &mut value) {
+            Ok(length) => {
+                value.truncate(length);
+                return Some(Ok(Some(value)));
+            }
+            Err(error) => match Errno::from_io_error(&error) {
+                Some(Errno::NODATA | Errno::OPNOTSUPP) => return Some(Ok(None)),
+                Some(Errno::RANGE) if value.len() < XATTR_MAX => value.resize(XATTR_MAX, 0),
+                Some(Errno::NOSYS) => return None,
+                _ => return Some(Err(error)),
+            },
+        }
     }
 }
 

@@ -20,25 +20,19 @@ use crate::root::{self, Root, Space};
 pub struct DirTree {
     root: Arc<Root>,
     base: TreePath,
-    changes: bool,
 }
 
 impl DirTree {
     /// The tree below `base`, which is looked at only when it is asked for something.
     #[must_use]
     pub fn new(root: Arc<Root>, base: TreePath) -> Self {
-        Self { root, base, changes: false }
+        Self { root, base }
     }
 }
 
 impl LayerTree for DirTree {
-    fn will_change(&mut self) {
-        self.changes = true;
-    }
-
     fn stat(&self, path: &TreePath) -> Result<Option<Meta>> {
-        let path = self.base.join_path(path);
-        if self.changes { self.root.stat(&path) } else { self.root.steady().stat(&path) }
+        self.root.stat_with_xattrs(&self.base.join_path(path))
     }
 
     fn list(&self, dir: &TreePath, wanted: &dyn Fn(&Name) -> bool) -> Result<Vec<(Name, Meta)>> {
@@ -46,24 +40,19 @@ impl LayerTree for DirTree {
     }
 
     fn open(&self, file: &TreePath) -> Result<Box<dyn ReadAt>> {
-        let path = self.base.join_path(file);
-        let file = if self.changes { self.root.open_file(&path) } else { self.root.steady().open_file(&path) };
-        Ok(Box::new(file?))
+        Ok(Box::new(self.root.open_file(&self.base.join_path(file))?))
     }
 
     fn read_link(&self, link: &TreePath) -> Result<Vec<u8>> {
-        let path = self.base.join_path(link);
-        if self.changes { self.root.read_link(&path) } else { self.root.steady().read_link(&path) }
+        self.root.read_link(&self.base.join_path(link))
     }
 
     fn xattr(&self, path: &TreePath, name: &[u8]) -> Result<Option<Vec<u8>>> {
-        let path = self.base.join_path(path);
-        if self.changes { self.root.xattr(&path, name) } else { self.root.steady().xattr(&path, name) }
+        self.root.xattr(&self.base.join_path(path), name)
     }
 
     fn xattr_names(&self, path: &TreePath) -> Result<Vec<Vec<u8>>> {
-        let path = self.base.join_path(path);
-        if self.changes { self.root.xattr_names(&path) } else { self.root.steady().xattr_names(&path) }
+        self.root.xattr_names(&self.base.join_path(path))
     }
 
     fn space(&self) -> Result<Space> {

@@ -23,9 +23,6 @@ pub use whiteout::Whiteouts;
 
 /// A read-only tree of files, asked by path. Paths never lead through symbolic links.
 pub trait LayerTree: Debug + Send + Sync {
-    /// Notes that the tree may change while it is read, so that nothing may be remembered of it.
-    fn will_change(&mut self) {}
-
     /// A path's attributes; `None` where there is nothing.
     ///
     /// # Errors
@@ -168,8 +165,7 @@ impl Layer {
 
     /// The same layer as one that may change while it is read, as a container's own.
     #[must_use]
-    pub fn changing(mut self) -> Self {
-        self.tree.will_change();
+    pub fn changing(self) -> Self {
         Self { changes: true, ..self }
     }
 

@@ -60,6 +60,40 @@ pub(crate) fn xattr_list_size_at(dir: impl AsFd, name: &CStr) -> io::Result<usiz
     usize::try_from(answer).map_err(|_| io::Error::last_os_error())
 }
 
+/// The value of a file's extended attribute, written into the buffer; answers its length in bytes (`getxattrat(2)`,
+/// Linux 6.13). A symbolic link at the end is not followed.
+///
+/// # Errors
+/// The system's: `ENOSYS` on older kernels, `ERANGE` where the buffer is too small.
+pub(crate) fn xattr_at(dir: impl AsFd, path: &CStr, name: &CStr, value: &mut [u8]) -> io::Result<usize> {
+    /// The same on all architectures that have it.
+    const GETXATTRAT: libc::c_long = 464;
+    /// `struct xattr_args` of the kernel's ABI.
+    #[repr(C, align(8))]
+    struct Arguments {
+        value: u64,
+        size: u32,
+        flags: u32,
+    }
+    let size = u32::try_from(value.len()).unwrap_or(u32::MAX);
+    // An address fits 64 bits on every system.
+    let mut arguments = Arguments { value: value.as_mut_ptr() as u64, size, flags: 0 };
+    // SAFETY: the descriptor is borrowed and open, path and name are NUL-terminated, the structure lives through the
+    // call with its true size given, and what it points to is exclusively borrowed and as long as it says.
+    let answer = unsafe {
+        libc::syscall(
+            GETXATTRAT,
+            dir.as_fd().as_raw_fd(),
+            path.as_ptr(),
+            libc::AT_SYMLINK_NOFOLLOW,
+            name.as_ptr(),
+            &raw mut arguments,
+            size_of::<Arguments>(),
+        )
+    };
+    usize::try_from(answer).map_err(|_| io::Error::last_os_error())
+}
+
 /// Sets a detached mount read-only, without access times, devices, setuid, programs and symbolic links
 /// (`mount_setattr(2)`, Linux 5.12; `MOUNT_ATTR_NOSYMFOLLOW` 5.14).
 ///
