@@ -8,14 +8,13 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::Shared;
 use crate::error::{Error, Result};
-use crate::store::{Generation, LayerRecord};
+use crate::store::{Generation, LayerRecord, Store};
 
 /// The layers of one node and of all that were found below it.
 #[derive(Debug)]
 pub(super) struct Footing {
-    shared: Arc<Shared>,
+    store: Arc<dyn Store>,
     records: Vec<Arc<LayerRecord>>,
     /// Guards the generation in which all layers were seen to be there; held only to compare or set it.
     seen: Mutex<Option<Generation>>,
@@ -23,8 +22,8 @@ pub(super) struct Footing {
 
 impl Footing {
     /// The footing of these layers.
-    pub(super) fn new(shared: &Arc<Shared>, records: Vec<Arc<LayerRecord>>) -> Self {
-        Self { shared: Arc::clone(shared), records, seen: Mutex::new(None) }
+    pub(super) fn new(store: &Arc<dyn Store>, records: Vec<Arc<LayerRecord>>) -> Self {
+        Self { store: Arc::clone(store), records, seen: Mutex::new(None) }
     }
 
     /// Passes an answer on if all layers are there after it was made.
@@ -59,7 +58,7 @@ impl Footing {
         if self.records.is_empty() {
             return Ok(());
         }
-        let store = self.shared.store.as_ref();
+        let store = self.store.as_ref();
         let generation = store.layers_generation()?;
         if self.seen.lock().as_ref() == Some(&generation) {
             return Ok(());

@@ -111,6 +111,14 @@ impl UnionNode {
         if self.member.is_of(&found.meta) { Ok(found) } else { Err(stale()) }
     }
 
+    /// Whether all its layers are there.
+    ///
+    /// # Errors
+    /// [`Error::Stale`] where one is gone.
+    pub(super) fn check(&self) -> Result<()> {
+        self.ground.footing.check()
+    }
+
     /// Whether what this node stands for may change.
     pub(super) fn changes(&self) -> bool {
         self.changing.is_some()

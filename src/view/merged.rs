@@ -39,7 +39,7 @@ impl Merged {
             return Err(Error::damaged(format!("image {id}"), why.clone()));
         }
         match image.top() {
-            Some(top) => self.shared.union_root(Vec::new(), snapshot.catalogue.stack(&top)?).map(Some),
+            Some(top) => self.shared.image_union(snapshot, &top).map(Some),
             None => Ok(Some(Entry::folder(Empty(image.stored)))),
         }
     }
@@ -70,7 +70,7 @@ impl Merged {
         let text = std::str::from_utf8(typed.as_bytes()).unwrap_or_default();
         let chain = ChainId::from_hex(text.strip_prefix("sha256:").unwrap_or(text));
         match chain.filter(|chain| self.path.is_empty() && snapshot.catalogue.layers.contains_key(chain)) {
-            Some(chain) => self.shared.union_root(Vec::new(), snapshot.catalogue.stack(&chain)?).map(Some),
+            Some(chain) => self.shared.image_union(snapshot, &chain).map(Some),
             None => Ok(None),
         }
     }

@@ -23,10 +23,12 @@ mod text;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use parking_lot::RwLock;
+use lru::LruCache;
+use parking_lot::{Mutex, RwLock};
 
 use crate::digest::{CacheId, ChainId, DiffId, ImageId};
 use crate::error::{Error, Result};
@@ -43,6 +45,9 @@ pub use in_union::UnionNode;
 use names::NameTree;
 pub use node::{Entry, Identity, Link, Node};
 pub use text::Text;
+
+/// How many unions are remembered between look-ups.
+const UNIONS_MAX: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 
 /// How the tree is to be shown.
 #[derive(Debug, Clone, Default)]
@@ -100,7 +105,7 @@ const FOLDERS: &[(&str, Folder)] = &[
 /// What all folders of a view share.
 #[derive(Debug)]
 struct Shared {
-    store: Box<dyn Store>,
+    store: Arc<dyn Store>,
     options: Options,
     /// Guards the newest snapshot; held only to copy or replace it.
     snapshot: RwLock<Arc<Snapshot>>,
@@ -122,6 +127,8 @@ struct Snapshot {
     containers: BTreeMap<Name, crate::digest::ContainerId>,
     diffs: BTreeMap<DiffId, ChainId>,
     users: BTreeMap<ChainId, Vec<ImageId>>,
+    /// Unions of image layers that were looked up, by the top one; held for single look-ups and changes only.
+    unions: Mutex<LruCache<ChainId, Entry>>,
 }
 
 impl View {
@@ -130,6 +137,7 @@ impl View {
     /// # Errors
     /// Where nothing of the store could be read.
     pub fn new(store: Box<dyn Store>, options: Options) -> Result<Self> {
+        let store: Arc<dyn Store> = store.into();
         let snapshot = RwLock::new(Arc::new(Snapshot::read(store.as_ref(), None)?));
         Ok(Self { shared: Arc::new(Shared { store, options, snapshot }) })
     }
@@ -216,22 +224,35 @@ impl Shared {
     }
 
     /// The root of the union of these layers, top first, under a container's own where there are any.
-    fn union_root(self: &Arc<Self>, own: Vec<Arc<Layer>>, records: Vec<Arc<LayerRecord>>) -> Result<Entry> {
+    fn union_root(&self, own: Vec<Arc<Layer>>, records: Vec<Arc<LayerRecord>>) -> Result<Entry> {
         let below = records.iter().map(|record| self.layer(record).map(Arc::new)).collect::<Result<Vec<_>>>()?;
         let union = Union::new(own.into_iter().chain(below).collect::<Vec<_>>());
-        UnionNode::root(union, Footing::new(self, records))
+        UnionNode::root(union, Footing::new(&self.store, records))
+    }
+
+    /// The root of the union of a layer and all below it. Whoever types a path comes through here with each.
+    fn image_union(&self, snapshot: &Snapshot, top: &ChainId) -> Result<Entry> {
+        let known = snapshot.unions.lock().get(top).cloned();
+        if let Some(known) = known
+            && known.node.check().is_ok()
+        {
+            return Ok(known);
+        }
+        let found = self.union_root(Vec::new(), snapshot.catalogue.stack(top)?)?;
+        snapshot.unions.lock().put(*top, found.clone());
+        Ok(found)
     }
 
     /// The root of one image layer's own tree.
-    fn layer_root(self: &Arc<Self>, record: &Arc<LayerRecord>) -> Result<Entry> {
-        let footing = Footing::new(self, vec![Arc::clone(record)]);
+    fn layer_root(&self, record: &Arc<LayerRecord>) -> Result<Entry> {
+        let footing = Footing::new(&self.store, vec![Arc::clone(record)]);
         LayerNode::root(self.layer(record)?, self.options.whiteouts, footing)
     }
 
     /// The root of a container's own layer.
-    fn own_root(self: &Arc<Self>, id: &CacheId) -> Result<Entry> {
+    fn own_root(&self, id: &CacheId) -> Result<Entry> {
         let layer = self.store.layer(id)?.changing();
-        LayerNode::root(layer, self.options.whiteouts, Footing::new(self, Vec::new()))
+        LayerNode::root(layer, self.options.whiteouts, Footing::new(&self.store, Vec::new()))
     }
 }
 
@@ -287,6 +308,7 @@ impl Snapshot {
             containers: by_container::names(&catalogue),
             diffs,
             users,
+            unions: Mutex::new(LruCache::new(UNIONS_MAX)),
             generation,
             is_settled,
             catalogue,

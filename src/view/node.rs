@@ -161,6 +161,17 @@ impl Node {
         matches!(self, Self::Text(text) if text.is_momentary())
     }
 
+    /// Whether what this stands on is there.
+    ///
+    /// # Errors
+    /// [`Error::Stale`] where a layer is gone.
+    pub(super) fn check(&self) -> Result<()> {
+        match self {
+            Self::InUnion(node) => node.check(),
+            Self::InLayer(_) | Self::Section(_) | Self::Text(_) | Self::Link(_) => Ok(()),
+        }
+    }
+
     /// What tells this node from others.
     #[must_use]
     pub fn identity(&self) -> Identity {
