@@ -7,15 +7,17 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::io::Read;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 use support::mount::{Mounted, require_privileges};
-use support::store::{LayerRef, StoreBuilder};
+use support::store::{ContainerRef, LayerRef, StoreBuilder};
 
 /// A store of `mid:1`, with a secret, and `app:1`, which deletes it, upon it.
 struct Fixture {
@@ -166,4 +168,166 @@ fn one_bad_entry_of_the_references_spoils_no_other() {
     fs::write(&file, content).unwrap();
     let mount = Mounted::with(&fixture.root, &fixture.dir.path().join("mnt"), &[], 4);
     assert_eq!(names(&mount.path().join("by-tag")), ["app:1", "mid:1"].map(str::to_owned).into());
+}
+
+/// A store with the container `web`, whose own layer this is.
+fn with_container() -> (tempfile::TempDir, PathBuf, ContainerRef) {
+    let dir = support::scratch("removal");
+    let mut store = StoreBuilder::new(dir.path().join("docker"));
+    let image = store.image(&[]);
+    store.tag("t:1", &image);
+    let container = store.container("web", &image, None);
+    (dir, store.finish(), container)
+}
+
+/// Replaces a file by another, so that no reader of the store gets half of it.
+fn replace(path: &Path, content: &str) {
+    let new = path.with_extension("new");
+    fs::write(&new, content).unwrap();
+    fs::rename(&new, path).unwrap();
+}
+
+/// A file in pieces, with time to change in between.
+fn read_slowly(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let mut content = Vec::new();
+    let mut piece = [0; 64];
+    loop {
+        match file.read(&mut piece)? {
+            0 => return Ok(content),
+            count => content.extend_from_slice(&piece[..count]),
+        }
+    }
+}
+
+#[test]
+fn texts_are_read_whole_while_what_they_tell_changes() {
+    if !require_privileges("a mount") {
+        return;
+    }
+    let (dir, root, container) = with_container();
+    let references = root.join("image/overlay2/repositories.json");
+    let config = root.join("containers").join(&container.id).join("config.v2.json");
+    let (few, short) = (fs::read_to_string(&references).unwrap(), fs::read_to_string(&config).unwrap());
+    // Longer, but of the same meaning.
+    let many = few.replace('{', &format!("{{{}", " ".repeat(500)));
+    let long = short.replace('{', &format!("{{{}", "\n".repeat(700)));
+    // Its damage is told in the status.
+    let stray = root.join("image/overlay2/layerdb/sha256").join("d".repeat(64));
+    let mount = Mounted::new(&root, &dir.path().join("mnt"));
+    let (is_over, reads) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for text in ["status", "by-container/web/config.json"] {
+            let path = mount.path().join(text);
+            let (is_over, reads) = (&is_over, &reads);
+            scope.spawn(move || {
+                while !is_over.load(Ordering::Relaxed) {
+                    let content = read_slowly(&path).unwrap_or_else(|error| panic!("{text}: {error}"));
+                    let parsed = serde_json::from_slice::<serde_json::Value>(&content);
+                    assert!(parsed.is_ok(), "{text} is torn: {}", String::from_utf8_lossy(&content));
+                    reads.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let end = Instant::now() + Duration::from_secs(2);
+        while Instant::now() < end {
+            for (references_now, config_now) in [(&many, &long), (&few, &short)] {
+                replace(&references, references_now);
+                replace(&config, config_now);
+                fs::create_dir(&stray).unwrap();
+                std::thread::sleep(Duration::from_millis(2));
+                fs::remove_dir(&stray).unwrap();
+            }
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+    assert!(reads.into_inner() > 20, "nothing was read");
+}
+
+#[test]
+fn a_descriptor_never_reads_a_file_that_got_the_same_inode() {
+    if !require_privileges("a mount") {
+        return;
+    }
+    let (dir, root, container) = with_container();
+    let stored = container.upper_dir().join("file");
+    fs::write(&stored, "old").unwrap();
+    let inode = fs::metadata(&stored).unwrap().ino();
+    let mount = Mounted::new(&root, &dir.path().join("mnt"));
+    let place = mount.path().join("by-container/web");
+    let opened = ["changes", "merged"].map(|tree| File::open(place.join(tree).join("file")).unwrap());
+    let is_reused = (0..1_000).any(|_| {
+        fs::remove_file(&stored).unwrap();
+        fs::write(&stored, "of somebody else").unwrap();
+        fs::metadata(&stored).unwrap().ino() == inode
+    });
+    // With a handle the file itself is held, and its number with it; so do some file systems anyway.
+    for file in &opened {
+        let mut content = [0; 100];
+        match file.read_at(&mut content, 0) {
+            Ok(count) => assert_eq!(&content[..count], b"old", "the inode was reused: {is_reused}"),
+            Err(error) => assert_eq!(Errno::from_io_error(&error), Some(Errno::STALE)),
+        }
+        match file.metadata() {
+            Ok(meta) => assert_eq!(meta.len(), 3, "the inode was reused: {is_reused}"),
+            Err(error) => assert_eq!(Errno::from_io_error(&error), Some(Errno::STALE)),
+        }
+    }
+    assert_eq!(fs::read_to_string(place.join("merged/file")).unwrap(), "of somebody else");
+}
+
+#[test]
+fn a_file_that_nobody_reads_is_closed() {
+    if !require_privileges("a mount") {
+        return;
+    }
+    let (dir, root, container) = with_container();
+    let stored = container.upper_dir().join("file");
+    fs::write(&stored, "content").unwrap();
+    let mount = Mounted::new(&root, &dir.path().join("mnt"));
+    fs::read(mount.path().join("by-container/web/changes/file")).unwrap();
+    fs::remove_file(&stored).unwrap();
+    let descriptors = format!("/proc/{}/fd", mount.daemon().unwrap());
+    let is_open = || {
+        let targets =
+            fs::read_dir(&descriptors).unwrap().flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
+        targets.map(|target| target.to_string_lossy().into_owned()).any(|target| target.ends_with("file (deleted)"))
+    };
+    let end = Instant::now() + Duration::from_secs(30);
+    while is_open() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(!is_open(), "the space of a deleted file is not freed");
+}
+
+/// Programs such as tar set a directory's time back after they changed it, so that nothing tells the change.
+#[test]
+fn a_listing_that_takes_long_does_not_outlive_a_change_that_leaves_no_time() {
+    if !require_privileges("a mount") {
+        return;
+    }
+    let (dir, root, container) = with_container();
+    let stored = container.upper_dir().join("many");
+    fs::create_dir(&stored).unwrap();
+    for number in 0..20_000 {
+        File::create(stored.join(format!("name-{number}"))).unwrap();
+    }
+    let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    let set_back = || File::open(&stored).unwrap().set_modified(long_ago).unwrap();
+    set_back();
+    let mount = Mounted::new(&root, &dir.path().join("mnt"));
+    let shown = mount.path().join("by-container/web/merged/many");
+    assert_eq!(names(&shown).len(), 20_000);
+    File::create(stored.join("added")).unwrap();
+    fs::remove_file(stored.join("name-7")).unwrap();
+    set_back();
+    let is_seen = || {
+        let names = names(&shown);
+        names.contains("added") && !names.contains("name-7")
+    };
+    let end = Instant::now() + Duration::from_secs(10);
+    while !is_seen() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(is_seen(), "the listing is that from before the change");
 }

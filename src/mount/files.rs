@@ -72,15 +72,18 @@ impl OpenFiles {
 
     /// The file that is kept open for an inode.
     pub(super) fn kept(&self, number: u64) -> Option<Arc<OpenFile>> {
-        self.by_inode.lock().get(&number).map(|(file, _)| Arc::clone(file))
+        let mut by_inode = self.by_inode.lock();
+        let (file, used) = by_inode.get_mut(&number)?;
+        *used = Instant::now();
+        Some(Arc::clone(file))
     }
 
-    /// Closes what was not read for so long, so that files that were deleted do not stay on their disk; answers whether
+    /// Closes what was not used for so long, so that files that were deleted do not stay on their disk; answers whether
     /// others are kept open.
     pub(super) fn close_idle(&self, idle: Duration) -> bool {
         let mut by_inode = self.by_inode.lock();
         let mut closed = Vec::new();
-        while by_inode.peek_lru().is_some_and(|(_, (_, read))| read.elapsed() > idle) {
+        while by_inode.peek_lru().is_some_and(|(_, (_, used))| used.elapsed() > idle) {
             closed.extend(by_inode.pop_lru());
         }
         !by_inode.is_empty()

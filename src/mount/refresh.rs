@@ -19,8 +19,8 @@ use super::files::OpenFiles;
 
 /// What was read is forgotten when it is one to two moments old, and again a moment later.
 const MOMENT: Duration = Duration::from_millis(30);
-/// Files that were not read for so long are closed.
-const IDLE: Duration = Duration::from_secs(3);
+/// Files that were not used for so long are closed.
+const IDLE: Duration = Duration::from_secs(10);
 
 /// Something that was read.
 #[derive(Debug, Clone, Copy)]
