@@ -309,7 +309,7 @@ fn a_listing_that_takes_long_does_not_outlive_a_change_that_leaves_no_time() {
     let (dir, root, container) = with_container();
     let stored = container.upper_dir().join("many");
     fs::create_dir(&stored).unwrap();
-    for number in 0..20_000 {
+    for number in 0..30_000 {
         File::create(stored.join(format!("name-{number}"))).unwrap();
     }
     let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
@@ -317,7 +317,7 @@ fn a_listing_that_takes_long_does_not_outlive_a_change_that_leaves_no_time() {
     set_back();
     let mount = Mounted::new(&root, &dir.path().join("mnt"));
     let shown = mount.path().join("by-container/web/merged/many");
-    assert_eq!(names(&shown).len(), 20_000);
+    assert_eq!(names(&shown).len(), 30_000);
     File::create(stored.join("added")).unwrap();
     fs::remove_file(stored.join("name-7")).unwrap();
     set_back();
@@ -325,9 +325,9 @@ fn a_listing_that_takes_long_does_not_outlive_a_change_that_leaves_no_time() {
         let names = names(&shown);
         names.contains("added") && !names.contains("name-7")
     };
-    let end = Instant::now() + Duration::from_secs(10);
-    while !is_seen() && Instant::now() < end {
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    assert!(is_seen(), "the listing is that from before the change");
+    let is_seen_soon = (0..8).any(|_| {
+        std::thread::sleep(Duration::from_millis(200));
+        is_seen()
+    });
+    assert!(is_seen_soon, "the listing is that from before the change");
 }
