@@ -29,6 +29,11 @@ use crate::sys;
 pub const XATTR_MAX: usize = 65_536;
 /// A path of more bytes than this is walked in pieces, below Linux' `PATH_MAX` of 4,096.
 const PIECE_MAX: usize = 3_500;
+/// How a directory is opened on the way to something else.
+const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// How a regular file is opened; whatever else may have taken its place is not waited for.
+const FILE: OFlags =
+    OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// How often a resolution is tried again when a rename elsewhere made it uncertain (`EAGAIN` with `RESOLVE_BENEATH`).
 const RETRIES: usize = 64;
 
@@ -92,8 +97,7 @@ impl Root {
     /// # Errors
     /// [`Error::Io`], also where a part of `path` is a symbolic link.
     pub fn sub(&self, path: &TreePath) -> Result<Self> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        match resolve(self.found.as_fd(), path, flags, ResolveFlags::empty()) {
+        match resolve(self.found.as_fd(), path, FOLDER, ResolveFlags::empty()) {
             Ok(found) => Self::of(self.host_path(path), found),
             Err(Errno::NOTDIR) if self.stat(path)?.is_some_and(|meta| meta.kind == Kind::Symlink) => {
                 Err(Error::Unsupported {
@@ -164,8 +168,7 @@ impl Root {
     pub fn stat_with_xattrs(&self, path: &TreePath) -> Result<Option<Meta>> {
         let mut found = self.stat(path)?;
         if let (Some(meta), Some(plain)) = (&mut found, self.plain(path)) {
-            meta.bare =
-                matches!(meta.kind, Kind::Regular | Kind::Directory) && has_no_xattr(self.reading.as_fd(), plain);
+            meta.bare = is_bare(self.reading.as_fd(), plain, meta.kind);
         }
         Ok(found)
     }
@@ -196,8 +199,7 @@ impl Root {
         for (_, name) in entries {
             match stat_of(handle.as_fd(), name.as_bytes()) {
                 Ok(mut meta) => {
-                    meta.bare = matches!(meta.kind, Kind::Regular | Kind::Directory)
-                        && has_no_xattr(handle.as_fd(), name.as_bytes());
+                    meta.bare = is_bare(handle.as_fd(), name.as_bytes(), meta.kind);
                     found.push((name, meta));
                 }
                 Err(Errno::NOENT) => {}
@@ -223,8 +225,7 @@ impl Root {
     /// # Errors
     /// [`Error::Io`]; `None` where there is nothing.
     pub fn folder(&self, path: &TreePath) -> Result<Option<Folder<'_>>> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match resolve(self.reading.as_fd(), path, flags, ResolveFlags::NO_XDEV) {
+        match resolve(self.reading.as_fd(), path, FOLDER, ResolveFlags::NO_XDEV) {
             Ok(handle) => Ok(Some(Folder { root: self, path: path.clone(), handle })),
             Err(Errno::NOENT) => Ok(None),
             Err(errno) => Err(Error::io(|| format!("open {}", self.shown(path)))(errno)),
@@ -252,14 +253,13 @@ impl Root {
         let same = |x: &Statx, y: &Statx| {
             (x.stx_dev_major, x.stx_dev_minor, x.stx_ino) == (y.stx_dev_major, y.stx_dev_minor, y.stx_ino)
         };
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         // Engines replace files by renaming: between looking and opening there may be another.
         for _ in 0..RETRIES {
             let before = raw_stat(dir, plain.as_bytes()).map_err(Error::io(doing))?;
             if kind_of(before.stx_mode) != Kind::Regular {
                 return Err(Error::damaged(self.shown(path), "not a regular file"));
             }
-            let file = open_quietly(dir, plain, flags).map_err(Error::io(doing))?;
+            let file = open_quietly(dir, plain, FILE).map_err(Error::io(doing))?;
             let after = raw_stat(file.as_fd(), c"").map_err(Error::io(doing))?;
             if same(&before, &after) && kind_of(after.stx_mode) == Kind::Regular {
                 return Ok(File::from(file));
@@ -302,25 +302,26 @@ impl Root {
     /// [`Error::Io`].
     pub fn xattr(&self, path: &TreePath, attribute: &[u8]) -> Result<Option<Vec<u8>>> {
         let doing = || format!("read the attribute {:?} of {}", String::from_utf8_lossy(attribute), self.shown(path));
-        if let Some(plain) = self.plain(path)
-            && let Some(value) = xattr_at(self.reading.as_fd(), plain, attribute)
-        {
-            return value.map_err(Error::io(doing));
-        }
-        let (dir, name) = self.parent(path).map_err(Error::io(doing))?;
-        let entry = entry_path(dir.as_fd(), name.as_ref());
-        let mut value = Vec::with_capacity(256);
-        loop {
-            let read = match &name {
-                Some(_) => rustix::fs::lgetxattr(&entry, attribute, rustix::buffer::spare_capacity(&mut value)),
-                None => rustix::fs::getxattr(&entry, attribute, rustix::buffer::spare_capacity(&mut value)),
-            };
-            match read {
-                Ok(_) => return Ok(Some(value)),
-                Err(Errno::NODATA | Errno::OPNOTSUPP) => return Ok(None),
-                Err(Errno::RANGE) if value.capacity() < XATTR_MAX => value.reserve(XATTR_MAX),
-                Err(errno) => return Err(Error::io(doing)(errno)),
+        let read = match self.plain(path) {
+            Some(plain) => growing(256, |value| xattr_at(self.reading.as_fd(), plain, attribute, value)),
+            None => Err(Errno::NOSYS),
+        };
+        let read = match read {
+            // An older kernel, or no plain path.
+            Err(Errno::NOSYS) => {
+                let (dir, name) = self.parent(path).map_err(Error::io(doing))?;
+                let entry = entry_path(dir.as_fd(), name.as_ref());
+                growing(256, |value| match &name {
+                    Some(_) => rustix::fs::lgetxattr(&entry, attribute, value),
+                    None => rustix::fs::getxattr(&entry, attribute, value),
+                })
             }
+            read => read,
+        };
+        match read {
+            Ok(value) => Ok(Some(value)),
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+            Err(errno) => Err(Error::io(doing)(errno)),
         }
     }
 
@@ -332,20 +333,14 @@ impl Root {
         let doing = || format!("list the attributes of {}", self.shown(path));
         let (dir, name) = self.parent(path).map_err(Error::io(doing))?;
         let entry = entry_path(dir.as_fd(), name.as_ref());
-        let mut list = Vec::with_capacity(1_024);
-        loop {
-            let read = match &name {
-                Some(_) => rustix::fs::llistxattr(&entry, rustix::buffer::spare_capacity(&mut list)),
-                None => rustix::fs::listxattr(&entry, rustix::buffer::spare_capacity(&mut list)),
-            };
-            match read {
-                Ok(_) => {
-                    return Ok(list.split(|b| *b == 0).filter(|n| !n.is_empty()).map(<[u8]>::to_vec).collect());
-                }
-                Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
-                Err(Errno::RANGE) if list.capacity() < XATTR_MAX => list.reserve(XATTR_MAX),
-                Err(errno) => return Err(Error::io(doing)(errno)),
-            }
+        let list = growing(1_024, |list| match &name {
+            Some(_) => rustix::fs::llistxattr(&entry, list),
+            None => rustix::fs::listxattr(&entry, list),
+        });
+        match list {
+            Ok(list) => Ok(list.split(|b| *b == 0).filter(|n| !n.is_empty()).map(<[u8]>::to_vec).collect()),
+            Err(Errno::OPNOTSUPP) => Ok(Vec::new()),
+            Err(errno) => Err(Error::io(doing)(errno)),
         }
     }
 
@@ -430,8 +425,7 @@ impl<'a> Folder<'a> {
     /// # Errors
     /// As [`Root::folder`].
     pub fn folder(&self, name: &Name) -> Result<Option<Folder<'a>>> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match open_once(self.handle.as_fd(), name.as_bytes(), flags, ResolveFlags::NO_XDEV) {
+        match open_once(self.handle.as_fd(), name.as_bytes(), FOLDER, ResolveFlags::NO_XDEV) {
             Ok(handle) => Ok(Some(Folder { root: self.root, path: self.path.join(name), handle })),
             Err(Errno::NOENT) => Ok(None),
             Err(errno) => Err(Error::io(|| format!("open {}", self.shown(name)))(errno)),
@@ -454,8 +448,7 @@ impl<'a> Folder<'a> {
             Err(Errno::NOENT) => return Ok(None),
             Err(errno) => return Err(Error::io(doing)(errno)),
         };
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = match open_entry_quietly(self.handle.as_fd(), name.as_bytes(), flags) {
+        let file = match open_quietly(self.handle.as_fd(), &TreePath::from(name.clone()), FILE) {
             Ok(file) => File::from(file),
             Err(Errno::NOENT) => return Ok(None),
             Err(errno) => return Err(Error::io(doing)(errno)),
@@ -504,14 +497,6 @@ fn open_quietly(dir: BorrowedFd<'_>, path: &TreePath, flags: OFlags) -> rustix::
     }
 }
 
-/// As [`open_quietly`], for an entry of the directory itself.
-fn open_entry_quietly(dir: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
-    match open_once(dir, name, flags | OFlags::NOATIME, ResolveFlags::NO_XDEV) {
-        Err(Errno::PERM) => open_once(dir, name, flags, ResolveFlags::NO_XDEV),
-        answer => answer,
-    }
-}
-
 /// Whether this process may read extended attributes in the `trusted.` namespace.
 ///
 /// Without `CAP_SYS_ADMIN` in the initial user namespace the system says of each that it does not exist, so it is
@@ -554,8 +539,7 @@ fn resolve(dir: BorrowedFd<'_>, path: &TreePath, flags: OFlags, more: ResolveFla
         let slash = rest.get(..PIECE_MAX).and_then(|piece| piece.iter().rposition(|b| *b == b'/'));
         match slash.and_then(|at| rest.split_at_checked(at)) {
             Some((piece, behind)) => {
-                let on_the_way = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let next = open_once(from, piece, on_the_way, more)?;
+                let next = open_once(from, piece, FOLDER, more)?;
                 rest = behind.strip_prefix(b"/").unwrap_or(behind);
                 held = Some(next);
             }
@@ -609,8 +593,12 @@ fn path_in(dir: BorrowedFd<'_>, plain: &[u8]) -> Vec<u8> {
     path
 }
 
-/// Whether what is at a plain path below an open directory is known to have no extended attributes.
-fn has_no_xattr(dir: BorrowedFd<'_>, plain: &[u8]) -> bool {
+/// Whether what is at a plain path below an open directory is known to have no extended attributes. Only files and
+/// directories are asked, whose attributes mean something to the union.
+fn is_bare(dir: BorrowedFd<'_>, plain: &[u8], kind: Kind) -> bool {
+    if !matches!(kind, Kind::Regular | Kind::Directory) {
+        return false;
+    }
     let size = std::ffi::CString::new(plain).map_err(Into::into);
     match size.and_then(|name| sys::xattr_list_size_at(dir, &name)) {
         Ok(size) => size == 0,
@@ -625,23 +613,28 @@ fn has_no_xattr(dir: BorrowedFd<'_>, plain: &[u8]) -> bool {
     }
 }
 
-/// An extended attribute of what is at a plain path below an open directory; `None` where the kernel does not know the
-/// call. A missing attribute is an answer.
-fn xattr_at(dir: BorrowedFd<'_>, plain: &[u8], attribute: &[u8]) -> Option<std::io::Result<Option<Vec<u8>>>> {
-    let (plain, attribute) = (std::ffi::CString::new(plain).ok()?, std::ffi::CString::new(attribute).ok()?);
-    let mut value = vec![0; 256];
+/// An extended attribute of what is at a plain path below an open directory.
+fn xattr_at(dir: BorrowedFd<'_>, plain: &[u8], attribute: &[u8], value: &mut [u8]) -> rustix::io::Result<usize> {
+    let text = |bytes: &[u8]| std::ffi::CString::new(bytes).map_err(|_nul| Errno::INVAL);
+    let read = sys::xattr_at(dir, &text(plain)?, &text(attribute)?, value);
+    read.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+}
+
+/// What a call fills a buffer with that says `ERANGE` where the buffer is too small: first this many bytes, then the most
+/// that extended attributes have.
+fn growing(
+    first_bytes: usize,
+    mut call: impl FnMut(&mut [u8]) -> rustix::io::Result<usize>,
+) -> rustix::io::Result<Vec<u8>> {
+    let mut buffer = vec![0; first_bytes];
     loop {
-        match sys::xattr_at(dir, &plain, &attribute, &mut value) {
+        match call(&mut buffer) {
             Ok(length) => {
-                value.truncate(length);
-                return Some(Ok(Some(value)));
+                buffer.truncate(length);
+                return Ok(buffer);
             }
-            Err(error) => match Errno::from_io_error(&error) {
-                Some(Errno::NODATA | Errno::OPNOTSUPP) => return Some(Ok(None)),
-                Some(Errno::RANGE) if value.len() < XATTR_MAX => value.resize(XATTR_MAX, 0),
-                Some(Errno::NOSYS) => return None,
-                _ => return Some(Err(error)),
-            },
+            Err(Errno::RANGE) if buffer.len() < XATTR_MAX => buffer.resize(XATTR_MAX, 0),
+            Err(errno) => return Err(errno),
         }
     }
 }
