@@ -24,6 +24,8 @@ pub(super) struct OpenFile {
     pub(super) number: u64,
     /// Tells it from another file that had the number before.
     pub(super) generation: u64,
+    /// Whether the content may change.
+    pub(super) changes: bool,
     pub(super) reader: Box<dyn ReadAt>,
 }
 
@@ -109,7 +111,7 @@ mod tests {
     use super::*;
 
     fn file(number: u64) -> OpenFile {
-        OpenFile { number, generation: 0, reader: Box::new(Vec::new()) }
+        OpenFile { number, generation: 0, changes: false, reader: Box::new(Vec::new()) }
     }
 
     /// Keeps a new file open for an inode, and answers how to see whether it is.

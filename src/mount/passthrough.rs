@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use crate::layer::ReadAt;
 
 /// Files of fewer bytes are read by requests.
-const SMALLEST: u64 = 128 << 10;
+pub(super) const SMALLEST: u64 = 128 << 10;
 
 /// What the kernel reads by itself.
 #[derive(Debug)]

@@ -75,7 +75,6 @@ pub(super) struct Reading {
     pub(super) listing: Arc<Listing>,
     pub(super) number: u64,
     dir: Arc<Held>,
-    valid: Duration,
 }
 
 impl Reading {
@@ -113,11 +112,11 @@ impl Server {
 
     pub(super) fn lookup(&self, parent: u64, name: &[u8]) -> Result<Looked> {
         let dir = self.held(parent)?;
-        let valid = validity(dir.node().changes());
+        let changes = dir.node().changes();
         let Some(name) = Name::new(name) else { return Ok(Looked::Absent { valid: Duration::ZERO }) };
-        let Some(entry) = dir.node().lookup(&name)? else { return Ok(Looked::Absent { valid }) };
+        let Some(entry) = dir.node().lookup(&name)? else { return Ok(Looked::Absent { valid: validity(changes) }) };
         let Listed { held, meta, .. } = Listed::new(dir.key(), parent, name, entry);
-        let valid = validity(dir.node().changes() || held.node().is_momentary());
+        let valid = validity(changes || held.node().is_momentary());
         let attributes = Attributes {
             number: self.inodes.remember(&held),
             meta: self.owned(held.node(), meta),
@@ -174,15 +173,14 @@ impl Server {
             }
         };
         if handle == NO_HANDLE {
-            let held = self.held(number)?;
-            self.keep(&held, file, filled < buffer.len());
+            self.keep(file, filled < buffer.len());
         }
         Ok(filled)
     }
 
     /// Keeps a file open that has no handle, for as long as it will be read again.
-    fn keep(&self, held: &Held, file: Arc<OpenFile>, is_read: bool) {
-        if is_read && !held.node().changes() {
+    fn keep(&self, file: Arc<OpenFile>, is_read: bool) {
+        if is_read && !file.changes {
             self.files.close(file.number);
         } else {
             self.files.keep(file);
@@ -232,11 +230,14 @@ impl Server {
     pub(super) fn reading(&self, number: u64, offset: u64) -> Result<Reading> {
         let dir = self.held(number)?;
         let changes = dir.node().changes();
-        let listing = match (changes, self.listings.kept(dir.key())) {
-            // Whoever goes on does so in the newest there is.
-            (true, Some(kept)) if offset > 0 => kept,
-            (true, older) => self.listings.keep(dir.key(), Listing::again(&dir, number, older.as_deref())?),
-            (false, _) => self.listings.get(dir.key(), || Listing::of(&dir, number))?,
+        let listing = if changes {
+            match self.listings.kept(dir.key()) {
+                // Whoever goes on does so in the newest there is.
+                Some(kept) if offset > 0 => kept,
+                older => self.listings.keep(dir.key(), Listing::again(&dir, number, older.as_deref())?),
+            }
+        } else {
+            self.listings.get(dir.key(), || Listing::of(&dir, number))?
         };
         if !changes
             && offset == 0
@@ -244,7 +245,7 @@ impl Server {
         {
             self.ahead.was_asked(parent.key(), dir.key(), &listing);
         }
-        Ok(Reading { listing, dir, number, valid: validity(changes) })
+        Ok(Reading { listing, dir, number })
     }
 
     /// An entry's inode number, for a listing without attributes.
@@ -256,8 +257,9 @@ impl Server {
     pub(super) fn entry(&self, dir: &Reading, entry: &Listed) -> (Attributes, u64) {
         let number = self.inodes.remember(&entry.held);
         let node = entry.held.node();
-        let valid = dir.valid.min(validity(node.changes() || node.is_momentary()));
-        let meta = self.owned(entry.held.node(), entry.meta);
+        // The kernel is told of name and attributes at once.
+        let valid = validity(dir.dir.node().changes() || node.changes() || node.is_momentary());
+        let meta = self.owned(node, entry.meta);
         (Attributes { number, meta, valid }, entry.held.generation())
     }
 
@@ -298,17 +300,18 @@ impl Server {
 /// Opens a node's content. Where it may change, not that of another file that has the name by now, or the number.
 fn open(number: u64, held: &Held) -> Result<OpenFile> {
     let node = held.node();
-    if node.changes() {
+    let changes = node.changes();
+    if changes {
         node.fresh_meta()?;
     }
     let reader = node.open()?;
-    if node.changes()
+    if changes
         && let Some(meta) = meta_of(reader.as_ref())?
         && !is_of(held, &meta)
     {
         return Err(Error::Stale { what: format!("inode {number}") });
     }
-    Ok(OpenFile { number, generation: held.generation(), reader })
+    Ok(OpenFile { number, generation: held.generation(), changes, reader })
 }
 
 /// Whether attributes are those of the file that is held, and not of another that has its name, or its number, by now.

@@ -130,7 +130,7 @@ impl Shared {
                     state.walks.listed(walk, dir.key(), listing.as_deref());
                 }
                 Job::Read(walk, files) => {
-                    let is_cold = unless_panic(|| self.read(&files, &mut buffer));
+                    let is_cold = unless_panic(|| Ok(self.read(&files, &mut buffer)));
                     state = self.state.lock();
                     state.walks.is_cold(walk, is_cold.unwrap_or_default());
                 }
@@ -151,18 +151,17 @@ impl Shared {
     }
 
     /// Gives files to the kernel; answers whether any had to be read from the disk.
-    fn read(&self, files: &Files, buffer: &mut Vec<u8>) -> Result<bool> {
-        let Some(kernel) = self.kernel.get() else { return Ok(false) };
+    fn read(&self, files: &Files, buffer: &mut Vec<u8>) -> bool {
+        let Some(kernel) = self.kernel.get() else { return false };
         buffer.resize(usize::try_from(SMALL).unwrap_or_default(), 0);
         let mut is_cold = false;
         for entry in files.entries() {
             is_cold |= self.store(kernel, entry, buffer).unwrap_or_else(|error| not_ahead(&error));
         }
-        Ok(is_cold)
+        is_cold
     }
 
     fn store(&self, kernel: &Notifier, entry: &Listed, buffer: &mut [u8]) -> Result<bool> {
-        let doing = || "read ahead".to_owned();
         let file = entry.held.node().open()?;
         let is_cold = will_need(file.as_ref())?;
         let size = usize::try_from(entry.meta.size_bytes).unwrap_or(usize::MAX);
@@ -177,10 +176,14 @@ impl Shared {
 }
 
 fn will_need(file: &dyn ReadAt) -> Result<bool> {
-    file.will_need().map_err(Error::io(|| "read ahead".to_owned()))
+    file.will_need().map_err(Error::io(doing))
 }
 
-/// Passes over a file that could not be read ahead.
+fn doing() -> String {
+    "read ahead".to_owned()
+}
+
+/// Passes over what could not be read ahead.
 fn not_ahead(error: &Error) -> bool {
     log::debug!("while reading ahead: {error}");
     false
@@ -191,7 +194,7 @@ fn unless_panic<T>(work: impl FnOnce() -> Result<T>) -> Option<T> {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(answer)) => Some(answer),
         Ok(Err(error)) => {
-            log::debug!("while reading ahead: {error}");
+            not_ahead(&error);
             None
         }
         Err(_panic) => {

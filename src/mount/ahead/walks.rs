@@ -10,6 +10,7 @@ use lru::LruCache;
 use crate::meta::Kind;
 use crate::mount::inodes::{Held, Key};
 use crate::mount::listings::{Listed, Listing};
+use crate::mount::passthrough::SMALLEST;
 
 /// How many walks are read ahead of at once; the one that moved longest ago makes room for another.
 const WALKS_MAX: NonZeroUsize = NonZeroUsize::new(4).unwrap();
@@ -26,8 +27,9 @@ const SOON: Duration = Duration::from_secs(1);
 /// A walk that has not moved for so long is given up.
 pub(super) const IDLE: Duration = Duration::from_secs(5);
 
-/// Files of so many bytes, or more, are not read ahead: the kernel does that itself, within a file.
-pub(super) const SMALL: u64 = 128 << 10;
+/// Files of so many bytes, or more, are not read ahead: the kernel does that itself within a file, or reads it from the
+/// disk without asking.
+pub(super) const SMALL: u64 = SMALLEST;
 /// How many files are read ahead for each that was asked for. Then others must be asked for, which shows that the walk
 /// still reads files.
 const FILES_FOR_EACH: usize = 16;
