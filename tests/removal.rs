@@ -16,6 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
+use support::eventually;
 use support::mount::{Mounted, require_privileges};
 use support::store::{ContainerRef, LayerRef, StoreBuilder};
 
@@ -293,11 +294,7 @@ fn a_file_that_nobody_reads_is_closed() {
             fs::read_dir(&descriptors).unwrap().flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
         targets.map(|target| target.to_string_lossy().into_owned()).any(|target| target.ends_with("file (deleted)"))
     };
-    let end = Instant::now() + Duration::from_secs(30);
-    while is_open() && Instant::now() < end {
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    assert!(!is_open(), "the space of a deleted file is not freed");
+    assert!(eventually(|| !is_open()), "the space of a deleted file is not freed");
 }
 
 /// Programs such as tar set a directory's time back after they changed it, so that nothing tells the change.

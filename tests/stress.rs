@@ -28,26 +28,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+use support::eventually;
 use support::mount::{Mounted, require_privileges};
 use support::store::StoreBuilder;
 use support::tree::{Options, Tree, assert_same, diff, snapshot, walk};
 
 const WALKERS: usize = 8;
-/// How long the system may take for what it does on its own: to end a process, to let go of what is no longer used.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Asks until the answer is yes; tells whether it was.
-fn eventually(mut holds: impl FnMut() -> bool) -> bool {
-    let end = Instant::now() + PATIENCE;
-    while !holds() {
-        if Instant::now() > end {
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    true
-}
-
 /// Makes the kernel forget what it has cached: 2 directory entries and inodes, 3 pages too.
 fn drop_caches(what: u8) {
     fs::write("/proc/sys/vm/drop_caches", what.to_string()).unwrap();

@@ -21,7 +21,24 @@ pub mod stack;
 pub mod store;
 pub mod tree;
 
+use std::time::{Duration, Instant};
+
 use tempfile::TempDir;
+
+/// How long the system may take for what it does on its own: to end a process, to let go of what is no longer used.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Asks until the answer is yes; tells whether it was.
+pub fn eventually(mut holds: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + PATIENCE;
+    while !holds() {
+        if Instant::now() > end {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    true
+}
 
 /// A directory on the build's own disk, gone with the value.
 pub fn scratch(prefix: &str) -> TempDir {
