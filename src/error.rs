@@ -68,14 +68,14 @@ impl Error {
         Self::Damaged { what: what.into(), why: why.into() }
     }
 
-    /// Whether the same question may well be answered in a moment: the system was short of something, or the object was
-    /// replaced while it was looked at. Such an error tells nothing of the object.
+    /// Whether the same question may well be answered in a moment: the system was short of something, a disk did not
+    /// answer in time, or the object was replaced while it was looked at. Such an error tells nothing of the object.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Io { source, .. } => matches!(
                 Errno::from_io_error(source),
-                Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::INTR | Errno::AGAIN)
+                Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::INTR | Errno::AGAIN | Errno::TIMEDOUT)
             ),
             Self::Stale { .. } => true,
             Self::Damaged { .. } | Self::Refused { .. } | Self::Unsupported { .. } | Self::NotFound { .. } => false,

@@ -280,6 +280,10 @@ impl Root {
             Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
+        // What is too large is not read to find that out.
+        if meta_of(&file).is_ok_and(|meta| is_larger(&meta, limit_bytes)) {
+            return Err(Error::damaged(self.shown(path), format!("larger than {limit_bytes} bytes")));
+        }
         read_whole(&file, EXPECTED, limit_bytes, || self.shown(path)).map(Some)
     }
 
@@ -443,8 +447,13 @@ impl<'a> Folder<'a> {
     pub fn read(&self, name: &Name, limit_bytes: usize) -> Result<Option<(Vec<u8>, Meta)>> {
         let doing = || format!("open {}", self.shown(name));
         let meta = match stat_of(self.handle.as_fd(), name.as_bytes()) {
-            Ok(meta) if meta.kind == Kind::Regular => meta,
-            Ok(_) => return Err(Error::damaged(self.shown(name), "not a regular file")),
+            Ok(meta) if meta.kind != Kind::Regular => {
+                return Err(Error::damaged(self.shown(name), "not a regular file"));
+            }
+            Ok(meta) if is_larger(&meta, limit_bytes) => {
+                return Err(Error::damaged(self.shown(name), format!("larger than {limit_bytes} bytes")));
+            }
+            Ok(meta) => meta,
             Err(Errno::NOENT) => return Ok(None),
             Err(errno) => return Err(Error::io(doing)(errno)),
         };
@@ -456,6 +465,10 @@ impl<'a> Folder<'a> {
         let expected = usize::try_from(meta.size_bytes).unwrap_or(usize::MAX);
         read_whole(&file, expected, limit_bytes, || self.shown(name)).map(|content| Some((content, meta)))
     }
+}
+
+fn is_larger(meta: &Meta, limit_bytes: usize) -> bool {
+    usize::try_from(meta.size_bytes).map_or(true, |size| size > limit_bytes)
 }
 
 /// The content of a regular file that is probably of no more than `expected_bytes`, of which one call then reads it: a

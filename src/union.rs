@@ -19,6 +19,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
+use crate::layer::names::{NAMES_MAX, too_many};
 use crate::layer::whiteout::{Redirect, Stored};
 use crate::layer::{Layer, LayerId, ReadAt};
 use crate::meta::{Kind, Meta};
@@ -236,7 +237,8 @@ impl Union {
     pub fn root(&self) -> Result<Option<Found>> {
         let Some(top) = self.layers.first() else { return Ok(None) };
         let root = TreePath::root();
-        let meta = top.tree().stat(&root)?.ok_or_else(|| Error::damaged("a layer", "its directory is gone"))?;
+        let meta = top.tree().stat(&root)?.filter(Meta::is_dir);
+        let meta = meta.ok_or_else(|| Error::damaged("a layer", "its directory is gone"))?;
         let parts = (0..self.layers.len()).map(|layer| Arc::new(Part { layer, path: root.clone() })).collect();
         Ok(Some(directory(parts, meta)))
     }
@@ -261,6 +263,9 @@ impl Union {
             let layer = self.layer(part)?;
             let is_last = contributor.saturating_add(1) == dir.parts.len();
             let listed = layer.tree().list(&part.path, &|name| !settled.contains(name))?;
+            if seen.len().saturating_add(listed.len()) > NAMES_MAX {
+                return Err(too_many(&format!("{:?}", part.path)));
+            }
             names.reserve(listed.len());
             seen.reserve(listed.len());
             for (name, meta) in listed {

@@ -135,8 +135,8 @@ impl Store for OneImage {
         })
     }
 
-    fn size_bytes(&self, _: &LayerRecord) -> Option<u64> {
-        None
+    fn size_bytes(&self, _: &LayerRecord) -> Result<Option<u64>> {
+        Ok(None)
     }
 
     fn config(&self, _: &ImageId) -> Result<Vec<u8>> {

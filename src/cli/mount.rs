@@ -4,7 +4,6 @@
 //! the device. Everything of it happens in the process that serves.
 
 use std::path::Path;
-use std::thread::available_parallelism;
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 
@@ -18,8 +17,9 @@ use crate::store::{self, Damage};
 use crate::sys;
 use crate::view::{self, View};
 
-/// Threads that serve where nothing else was asked for: one per CPU, but within these.
-const THREADS: std::ops::RangeInclusive<usize> = 2..=8;
+/// Threads that serve where nothing else was asked for. Each waits for the disk that it asks, so there are more of them
+/// than may ask for one layer ([`crate::layer::gate::ROOM`]); of few descriptors they take an eighth.
+const THREADS: std::ops::RangeInclusive<usize> = 2..=32;
 
 /// How files are opened where nothing else was asked for.
 const OPENS: Opens = Opens::Once;
@@ -57,13 +57,14 @@ fn serve(request: &Mount, audience: &mut Audience) -> Result<(), Failure> {
 
     let view = View::new(store, view::Options { whiteouts: options.form, source: source.clone() })?;
     let damage = view.damage();
-    let cpus = available_parallelism().map_or(1, usize::from);
+    let descriptors = getrlimit(Resource::Nofile).current.and_then(|limit| usize::try_from(limit).ok());
+    let most = descriptors.map_or(*THREADS.end(), |limit| limit / 8);
     let mount_options = mount::Options {
         fs_name: options.fs_name.clone().unwrap_or_else(|| source.to_string_lossy().into_owned()),
         allow_other: options.allow_other,
         noexec: options.noexec,
         opens: options.opens.unwrap_or(OPENS),
-        threads: options.threads.unwrap_or(cpus.clamp(*THREADS.start(), *THREADS.end())),
+        threads: options.threads.unwrap_or(most.clamp(*THREADS.start(), *THREADS.end())),
         mount_point: mount_point.clone(),
     };
     let held = signals::hold(request.place)

@@ -9,8 +9,10 @@ use std::sync::Arc;
 use rustix::fs::{Advice, SeekFrom};
 use rustix::io::{Errno, ReadWriteFlags};
 
+use super::gate::{Gate, Inside};
+use super::names::{Gathering, too_many};
 use super::{LayerTree, ReadAt, Seek};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::meta::Meta;
 use crate::name::{Name, TreePath};
 use crate::root::{self, Root, Space};
@@ -20,38 +22,73 @@ use crate::root::{self, Root, Space};
 pub struct DirTree {
     root: Arc<Root>,
     base: TreePath,
+    gate: Arc<Gate>,
 }
 
 impl DirTree {
     /// The tree below `base`, which is looked at only when it is asked for something.
     #[must_use]
     pub fn new(root: Arc<Root>, base: TreePath) -> Self {
-        Self { root, base }
+        Self::behind(Arc::default(), root, base)
+    }
+
+    /// As [`DirTree::new`], with the gate that all trees of the same directory share.
+    #[must_use]
+    pub fn behind(gate: Arc<Gate>, root: Arc<Root>, base: TreePath) -> Self {
+        Self { root, base, gate }
+    }
+
+    fn enter(&self) -> Result<Inside<'_>> {
+        self.gate.enter().map_err(Error::io(|| format!("reach {}", self.root.shown(&self.base))))
+    }
+
+    /// Whether there is a directory at all: without it the absence of a file means nothing.
+    fn check(&self) -> Result<()> {
+        match self.root.stat(&self.base)? {
+            Some(base) if base.is_dir() => Ok(()),
+            Some(_) | None => Err(Error::Stale { what: self.root.shown(&self.base) }),
+        }
     }
 }
 
 impl LayerTree for DirTree {
     fn stat(&self, path: &TreePath) -> Result<Option<Meta>> {
-        self.root.stat_with_xattrs(&self.base.join_path(path))
+        let _inside = self.enter()?;
+        let found = self.root.stat_with_xattrs(&self.base.join_path(path))?;
+        if found.is_none() && !path.is_root() {
+            self.check()?;
+        }
+        Ok(found)
     }
 
     fn list(&self, dir: &TreePath, wanted: &dyn Fn(&Name) -> bool) -> Result<Vec<(Name, Meta)>> {
-        self.root.list(&self.base.join_path(dir), wanted)
+        let _inside = self.enter()?;
+        let gathering = Gathering::default();
+        let listed = self.root.list(&self.base.join_path(dir), &|name| wanted(name) && gathering.has_room());
+        if gathering.is_over() {
+            return Err(too_many(&self.root.shown(&self.base.join_path(dir))));
+        }
+        listed
     }
 
     fn open(&self, file: &TreePath) -> Result<Box<dyn ReadAt>> {
-        Ok(Box::new(self.root.open_file(&self.base.join_path(file))?))
+        let _inside = self.enter()?;
+        let file = self.root.open_file(&self.base.join_path(file))?;
+        Ok(Box::new(OpenFile { file, gate: Arc::clone(&self.gate) }))
     }
 
     fn read_link(&self, link: &TreePath) -> Result<Vec<u8>> {
+        let _inside = self.enter()?;
         self.root.read_link(&self.base.join_path(link))
     }
 
     fn xattr(&self, path: &TreePath, name: &[u8]) -> Result<Option<Vec<u8>>> {
+        let _inside = self.enter()?;
         self.root.xattr(&self.base.join_path(path), name)
     }
 
     fn xattr_names(&self, path: &TreePath) -> Result<Vec<Vec<u8>>> {
+        let _inside = self.enter()?;
         self.root.xattr_names(&self.base.join_path(path))
     }
 
@@ -60,31 +97,42 @@ impl LayerTree for DirTree {
     }
 }
 
-impl ReadAt for File {
+/// An open file of a layer.
+#[derive(Debug)]
+struct OpenFile {
+    file: File,
+    gate: Arc<Gate>,
+}
+
+impl ReadAt for OpenFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        FileExt::read_at(self, buffer, offset)
+        let _inside = self.gate.enter()?;
+        FileExt::read_at(&self.file, buffer, offset)
     }
 
     fn seek(&self, to: Seek, offset: u64) -> io::Result<u64> {
+        let _inside = self.gate.enter()?;
         let to = match to {
             Seek::Data => SeekFrom::Data(offset),
             Seek::Hole => SeekFrom::Hole(offset),
         };
         // This moves the descriptor's own offset, which nothing else uses.
-        Ok(rustix::fs::seek(self, to)?)
+        Ok(rustix::fs::seek(&self.file, to)?)
     }
 
     fn meta(&self) -> io::Result<Option<Meta>> {
-        Ok(Some(root::meta_of(self)?))
+        let _inside = self.gate.enter()?;
+        Ok(Some(root::meta_of(&self.file)?))
     }
 
     fn will_need(&self) -> io::Result<bool> {
+        let _inside = self.gate.enter()?;
         let mut first = [0];
-        match rustix::io::preadv2(self, &mut [io::IoSliceMut::new(&mut first)], 0, ReadWriteFlags::NOWAIT) {
+        match rustix::io::preadv2(&self.file, &mut [io::IoSliceMut::new(&mut first)], 0, ReadWriteFlags::NOWAIT) {
             Ok(_) => Ok(false),
             Err(Errno::AGAIN) => {
                 // Whatever is behind the end does no harm.
-                rustix::fs::fadvise(self, 0, None, Advice::WillNeed)?;
+                rustix::fs::fadvise(&self.file, 0, None, Advice::WillNeed)?;
                 Ok(true)
             }
             // Some file systems cannot tell.
@@ -94,6 +142,6 @@ impl ReadAt for File {
     }
 
     fn backing_fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.as_fd())
+        Some(self.file.as_fd())
     }
 }

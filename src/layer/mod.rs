@@ -4,7 +4,9 @@
 //! [`whiteout`]. A [`Layer`] puts the two together. Which layers there are and how they stack is the stores' business.
 
 pub mod dir;
+pub mod gate;
 pub mod mem;
+pub mod names;
 pub mod whiteout;
 
 use std::fmt::Debug;

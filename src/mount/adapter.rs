@@ -18,7 +18,7 @@ use fuser::{
 use rustix::io::Errno;
 
 use super::Opens;
-use super::files::NO_HANDLE;
+use super::files::{Bounds, NO_HANDLE};
 use super::passthrough::Passthrough;
 use super::server::{Attributes, Caching, Looked, Reading, Server};
 use crate::error::{Error, Result};
@@ -52,7 +52,7 @@ impl Adapter {
     pub(super) fn new(server: Server, opens: Opens, allow_other: bool) -> Self {
         // Root passes every check, and the kernel keeps ACLs only where it checks.
         let checks_permissions = allow_other || rustix::process::geteuid().is_root();
-        let passthrough = Passthrough::new(opens == Opens::Passthrough);
+        let passthrough = Passthrough::new(opens == Opens::Passthrough, Bounds::of_process().opened);
         Self { server, opens, passthrough, lists_unopened: false, checks_permissions }
     }
 
@@ -221,6 +221,7 @@ impl Filesystem for Adapter {
                 let reader = opened.file.reader.as_ref();
                 let backing = self.passthrough.backing(&reply, number.0, opened.handle, opened.size_bytes, reader);
                 if let Some(backing) = backing {
+                    self.answer("open", number, |server| server.let_go(opened.handle)).unwrap_or_default();
                     return reply.opened_passthrough(handle, FopenFlags::FOPEN_NOFLUSH, &backing);
                 }
                 FopenFlags::FOPEN_KEEP_CACHE

@@ -16,6 +16,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::inodes::{Held, Key};
 use crate::error::Result;
+use crate::layer::names::Holding;
 use crate::meta::Meta;
 use crate::name::Name;
 use crate::view::Entry;
@@ -25,8 +26,11 @@ const ENTRIES_MAX: usize = 32_768;
 /// How long a listing is waited for that another thread is making, before it is made a second time: that thread may be
 /// reading ahead, and wait itself.
 const PATIENCE: Duration = Duration::from_millis(20);
-/// How many listings are kept whatever their size, so that as many readers of large directories can go on.
+/// How many listings are kept also where they are larger, so that as many readers of large directories can go on.
 const LISTINGS_MIN: usize = 8;
+/// How many entries these may have together; one alone may have as many as a directory can
+/// ([`NAMES_MAX`](crate::layer::names::NAMES_MAX)).
+const LARGE_MAX: usize = 1 << 20;
 /// The offset behind `.` and `..`.
 const DOTS: u64 = 2;
 /// The largest offset made of a name. Programs of 32 bits cannot read larger ones.
@@ -74,6 +78,7 @@ impl Listing {
     }
 
     fn read(dir: &Held, number: u64) -> Result<Vec<Listed>> {
+        let _names = Holding::begin();
         let entries = dir.node().list()?.into_iter();
         Ok(entries.map(|(name, entry)| Listed::new(dir.key(), number, name, entry)).collect())
     }
@@ -142,6 +147,13 @@ struct Kept {
     making: HashSet<Key>,
 }
 
+impl Kept {
+    fn is_too_large(&self) -> bool {
+        let most = if self.by_key.len() > LISTINGS_MIN { ENTRIES_MAX } else { LARGE_MAX };
+        self.entries > most && self.by_key.len() > 1
+    }
+}
+
 impl Default for Listings {
     fn default() -> Self {
         let kept = Kept { by_key: LruCache::unbounded(), entries: 0, making: HashSet::new() };
@@ -191,7 +203,7 @@ impl Listings {
             kept.entries = kept.entries.saturating_sub(older.entries.len());
             given_up.push(older);
         }
-        while kept.entries > ENTRIES_MAX && kept.by_key.len() > LISTINGS_MIN {
+        while kept.is_too_large() {
             let Some((_, oldest)) = kept.by_key.pop_lru() else { break };
             kept.entries = kept.entries.saturating_sub(oldest.entries.len());
             given_up.push(oldest);

@@ -158,13 +158,13 @@ impl Server {
         let caching = if held.node().changes() { Caching::WhileOpen } else { Caching::Kept };
         let file = open(number, &held)?;
         let size_bytes = meta_of(file.reader.as_ref())?.map_or(0, |meta| meta.size_bytes);
-        let (handle, file) = self.files.insert(file);
+        let (handle, file) = self.files.insert(file)?;
         Ok(Opened { handle, caching, size_bytes, file })
     }
 
     /// Fills the buffer as far as the file goes.
     pub(super) fn read(&self, number: u64, handle: u64, buffer: &mut [u8], offset: u64) -> Result<usize> {
-        let file = self.file(number, handle)?;
+        let (file, is_held) = self.file(number, handle)?;
         let filled = loop {
             match file.reader.read_at(buffer, offset) {
                 Ok(filled) => break filled,
@@ -172,7 +172,7 @@ impl Server {
                 Err(error) => return Err(Error::io(|| format!("read at {offset}"))(error)),
             }
         };
-        if handle == NO_HANDLE {
+        if !is_held {
             self.keep(file, filled < buffer.len());
         }
         Ok(filled)
@@ -202,18 +202,29 @@ impl Server {
     }
 
     pub(super) fn seek(&self, number: u64, handle: u64, to: Seek, offset: u64) -> Result<u64> {
-        self.file(number, handle)?.reader.seek(to, offset).map_err(Error::io(|| format!("seek from {offset}")))
+        self.file(number, handle)?.0.reader.seek(to, offset).map_err(Error::io(|| format!("seek from {offset}")))
     }
 
-    fn file(&self, number: u64, handle: u64) -> Result<Arc<OpenFile>> {
+    /// The file to read from, and whether its handle holds it open.
+    fn file(&self, number: u64, handle: u64) -> Result<(Arc<OpenFile>, bool)> {
         if handle != NO_HANDLE {
-            return self.files.get(handle).ok_or_else(|| Error::io(|| format!("use handle {handle}"))(Errno::BADF));
+            let known = self.files.get(handle);
+            let known = known.ok_or_else(|| Error::io(|| format!("use handle {handle}"))(Errno::BADF))?;
+            if let Some(file) = known {
+                return Ok((file, true));
+            }
         }
         let held = self.held(number)?;
         match self.files.kept(number).filter(|file| file.generation == held.generation()) {
-            Some(file) => Ok(file),
-            None => Ok(Arc::new(open(number, &held)?)),
+            Some(file) => Ok((file, false)),
+            None => Ok((Arc::new(open(number, &held)?), false)),
         }
+    }
+
+    /// Closes a file that the kernel reads by itself.
+    pub(super) fn let_go(&self, handle: u64) -> Result<()> {
+        self.files.let_go(handle);
+        Ok(())
     }
 
     pub(super) fn release(&self, handle: u64) -> Result<()> {

@@ -20,6 +20,9 @@ use crate::meta::{Meta, Timestamp};
 use crate::reference::Reference;
 use crate::root::{Root, Space};
 
+/// The most layers that are united. Docker accepts 125; kernel overlayfs 500.
+pub const LAYERS_MAX: usize = 500;
+
 /// How a store is to be opened.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
@@ -94,9 +97,13 @@ pub trait Store: Debug + Send + Sync {
     /// [`Error::Damaged`] where the directory is not there.
     fn layer(&self, id: &CacheId) -> Result<Layer>;
 
-    /// A layer's size in bytes as the engine counted it; `None` where the store does not tell. It is read when it is
-    /// first asked for: no image depends on it, and a tenth of the time of reading a store would go into it.
-    fn size_bytes(&self, layer: &LayerRecord) -> Option<u64>;
+    /// A layer's size in bytes as the engine counted it; `None` where the store does not tell, which is then part of
+    /// the next catalogue's damage. It is read when it is first asked for: no image depends on it, and a tenth of the
+    /// time of reading a store would go into it.
+    ///
+    /// # Errors
+    /// Where it cannot be read for the moment.
+    fn size_bytes(&self, layer: &LayerRecord) -> Result<Option<u64>>;
 
     /// Whether the store lies on a file system with `SELinux` labels.
     fn is_labelled(&self) -> bool;
@@ -123,11 +130,25 @@ pub trait Store: Debug + Send + Sync {
 }
 
 /// Tells one state of a file or directory from another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub struct Stamp {
     inode: u64,
     modified: Timestamp,
     changed: Timestamp,
+}
+
+impl Stamp {
+    /// The stamp of something that is no file: as many changes of it were seen.
+    #[must_use]
+    pub fn of_changes(count: u64) -> Self {
+        Self { inode: count, ..Self::default() }
+    }
+
+    /// When content or attributes were last changed.
+    #[must_use]
+    pub fn changed(&self) -> Timestamp {
+        self.changed
+    }
 }
 
 impl From<&Meta> for Stamp {
@@ -176,6 +197,8 @@ pub struct Catalogue {
     pub damage: Vec<Damage>,
     /// When the store was last changed, as far as its own files tell.
     pub changed: Timestamp,
+    /// How many looks at the store's single files were over when this was read; counted by the store.
+    pub looks: u64,
 }
 
 /// Something wrong with a store.
@@ -291,7 +314,8 @@ impl Catalogue {
     /// The records of a layer and all below it, top first.
     ///
     /// # Errors
-    /// [`Error::Damaged`] where one of them is damaged or not listed: a shorter stack would show a wrong union.
+    /// [`Error::Damaged`] where one of them is damaged or not listed, as a shorter stack would show a wrong union, and
+    /// where there are more than [`LAYERS_MAX`].
     pub fn stack(&self, top: &ChainId) -> Result<Vec<Arc<LayerRecord>>> {
         let mut stack = Vec::new();
         let mut next = Some(*top);
@@ -302,6 +326,10 @@ impl Catalogue {
                 .ok_or_else(|| Error::damaged(format!("layer {chain}"), "the store does not list it"))?;
             if let Some(why) = &record.damage {
                 return Err(Error::damaged(format!("layer {chain}"), why.clone()));
+            }
+            if stack.len() == LAYERS_MAX {
+                let why = format!("it lies upon more than {LAYERS_MAX} layers");
+                return Err(Error::damaged(format!("layer {top}"), why));
             }
             // A chain ID is a hash over its parent's, so no chain of valid records can come back to itself.
             stack.push(Arc::clone(record));

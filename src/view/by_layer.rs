@@ -49,11 +49,11 @@ impl ByLayer {
         }
     }
 
-    fn facts(&self, snapshot: &Snapshot, chain: &ChainId) -> Entry {
+    fn facts(&self, snapshot: &Snapshot, chain: &ChainId) -> Result<Entry> {
         let record = snapshot.catalogue.layers.get(chain).map(Arc::as_ref);
         let images = snapshot.users.get(chain).map(Vec::as_slice).unwrap_or_default();
-        let content = facts::layer(self.shared.store.as_ref(), chain, record, images);
-        Entry::text(Text::ready(content, snapshot.catalogue.changed))
+        let content = facts::layer(self.shared.store.as_ref(), chain, record, images)?;
+        Ok(Entry::text(Text::ready(content, snapshot.catalogue.changed)))
     }
 
     fn tree(&self, snapshot: &Snapshot, chain: &ChainId) -> Result<Option<Entry>> {
@@ -79,7 +79,7 @@ impl Section for ByLayer {
         let snapshot = self.shared.current();
         let Ok(text) = std::str::from_utf8(name.as_bytes()) else { return Ok(None) };
         if let Some(chain) = text.strip_suffix(".json").and_then(|hex| self.find(&snapshot, hex)) {
-            return Ok(Some(self.facts(&snapshot, &chain)));
+            return self.facts(&snapshot, &chain).map(Some);
         }
         if let Some(chain) = self.find(&snapshot, text) {
             return self.tree(&snapshot, &chain);
@@ -96,7 +96,7 @@ impl Section for ByLayer {
             if let Some(tree) = undamaged(self.tree(&snapshot, &chain))?.flatten() {
                 entries.push((Name::escaped(hex.as_bytes()), tree));
             }
-            entries.push((Name::escaped(format!("{hex}.json").as_bytes()), self.facts(&snapshot, &chain)));
+            entries.push((Name::escaped(format!("{hex}.json").as_bytes()), self.facts(&snapshot, &chain)?));
         }
         Ok(entries)
     }

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::digest::{CacheId, ChainId, ImageId};
+use crate::error::Result;
 use crate::store::{Image, LayerRecord, Step, Store};
 
 #[derive(Serialize)]
@@ -27,31 +28,50 @@ struct LayerFacts<'a> {
     damage: Option<String>,
 }
 
+/// A text, and whether all is in it that the store should have told.
+#[derive(Debug)]
+pub(super) struct Told {
+    pub(super) text: Vec<u8>,
+    pub(super) is_whole: bool,
+}
+
 /// The facts of an image's or container's layer, which have its number and build step.
+///
+/// # Errors
+/// Where the store could not be read for the moment.
 pub(super) fn numbered_layer(
     store: &dyn Store,
     chain: &ChainId,
     record: Option<&LayerRecord>,
     index: usize,
     step: Option<&Step>,
-) -> Vec<u8> {
-    json(&LayerFacts {
+) -> Result<Told> {
+    let facts = LayerFacts {
         layer: Some(index),
         created: step.map(|step| step.created.as_str()),
         created_by: step.map(|step| step.created_by.as_str()),
-        ..LayerFacts::of(store, chain, record)
-    })
+        ..LayerFacts::of(store, chain, record)?
+    };
+    Ok(Told { text: json(&facts), is_whole: facts.size_bytes.is_some() })
 }
 
 /// The facts of a layer by itself, which have the images that use it.
-pub(super) fn layer(store: &dyn Store, chain: &ChainId, record: Option<&LayerRecord>, images: &[ImageId]) -> Vec<u8> {
+///
+/// # Errors
+/// As [`numbered_layer`].
+pub(super) fn layer(
+    store: &dyn Store,
+    chain: &ChainId,
+    record: Option<&LayerRecord>,
+    images: &[ImageId],
+) -> Result<Vec<u8>> {
     let images = images.iter().map(ToString::to_string).collect();
-    json(&LayerFacts { images: Some(images), ..LayerFacts::of(store, chain, record) })
+    Ok(json(&LayerFacts { images: Some(images), ..LayerFacts::of(store, chain, record)? }))
 }
 
 impl<'a> LayerFacts<'a> {
-    fn of(store: &'a dyn Store, chain: &ChainId, record: Option<&'a LayerRecord>) -> Self {
-        Self {
+    fn of(store: &'a dyn Store, chain: &ChainId, record: Option<&'a LayerRecord>) -> Result<Self> {
+        Ok(Self {
             layer: None,
             diff_id: record.and_then(|record| record.diff).map(|diff| diff.to_string()),
             chain_id: chain.to_string(),
@@ -61,7 +81,7 @@ impl<'a> LayerFacts<'a> {
             directory: record
                 .and_then(|record| record.directory.as_ref())
                 .map(|path| path.to_string_lossy().into_owned()),
-            size_bytes: record.and_then(|record| store.size_bytes(record)),
+            size_bytes: size_bytes(store, record)?,
             created: None,
             created_by: None,
             images: None,
@@ -69,8 +89,12 @@ impl<'a> LayerFacts<'a> {
                 Some(record) => record.damage.clone(),
                 None => Some("the store does not list this layer".to_owned()),
             },
-        }
+        })
     }
+}
+
+fn size_bytes(store: &dyn Store, record: Option<&LayerRecord>) -> Result<Option<u64>> {
+    record.map_or(Ok(None), |record| store.size_bytes(record))
 }
 
 /// A document as readable JSON with a newline at its end.
@@ -88,12 +112,15 @@ pub(super) fn damage(sentences: &[String]) -> Vec<u8> {
 
 /// A row per build step, first to last: the number of the layer that it made or `-`, that layer's size in bytes, when,
 /// and the command. Layers that no step made, as in imported images, come last with an empty command.
+///
+/// # Errors
+/// As [`numbered_layer`].
 pub(super) fn history<'a>(
     store: &dyn Store,
     image: &Image,
     records: impl Iterator<Item = Option<&'a LayerRecord>>,
-) -> String {
-    let sizes: Vec<_> = records.map(|record| record.and_then(|record| store.size_bytes(record))).collect();
+) -> Result<Told> {
+    let sizes = records.map(|record| size_bytes(store, record)).collect::<Result<Vec<_>>>()?;
     let size =
         |index: usize| sizes.get(index).copied().flatten().map_or_else(|| "-".to_owned(), |size| size.to_string());
     let row = |layer: &str, size: &str, created: &str, command: &str| {
@@ -114,7 +141,7 @@ pub(super) fn history<'a>(
     for index in made..image.layers.len() {
         text.push_str(&row(&index.to_string(), &size(index), "", ""));
     }
-    text
+    Ok(Told { text: text.into_bytes(), is_whole: sizes.iter().all(Option::is_some) })
 }
 
 /// Text that can neither end a row nor steer a terminal: control characters are escaped, and the backslash with them.

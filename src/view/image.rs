@@ -38,16 +38,15 @@ impl ImageDir {
         Some(Entry::folder(Self { shared: Arc::clone(shared), image, layers, depth }))
     }
 
-    fn entry(&self, name: &str) -> Option<Entry> {
+    fn entry(&self, name: &str) -> Result<Option<Entry>> {
         let image = &self.image;
-        let node = match name {
+        Ok(Some(match name {
             "config.json" if image.has_config => {
                 Entry::text(Text::image_config(&self.shared, image.id, image.config_bytes, image.stored))
             }
             "history" if image.has_config => {
                 let records = self.layers.records().map(|record| record.map(Arc::as_ref));
-                let history = facts::history(self.shared.store.as_ref(), image, records);
-                Entry::text(Text::ready(history.into_bytes(), image.stored).for_owner())
+                told(facts::history(self.shared.store.as_ref(), image, records)?, image.stored)
             }
             "damage" if !image.damage.is_empty() => {
                 Entry::text(Text::ready(facts::damage(&image.damage), image.stored))
@@ -59,15 +58,20 @@ impl ImageDir {
                 let target = format!("{}merged/{}", "../".repeat(self.depth), image.id.hex());
                 Entry::link(Link::new(target.into_bytes(), image.stored))
             }
-            _ => return None,
-        };
-        Some(node)
+            _ => return Ok(None),
+        }))
     }
+}
+
+/// A text that stays as it is, unless something is missing in it.
+fn told(told: facts::Told, time: Timestamp) -> Entry {
+    let text = Text::ready(told.text, time).for_owner();
+    Entry::text(if told.is_whole { text } else { text.momentary() })
 }
 
 impl Section for ImageDir {
     fn identity(&self) -> Vec<u8> {
-        self.layers.identity(&self.image.id.to_string())
+        self.layers.identity(&format!("{}\t{}", self.image.id, self.image.damage.join("\n")))
     }
 
     fn time(&self) -> Timestamp {
@@ -79,11 +83,15 @@ impl Section for ImageDir {
     }
 
     fn lookup(&self, name: &Name) -> Result<Option<Entry>> {
-        Ok(std::str::from_utf8(name.as_bytes()).ok().and_then(|name| self.entry(name)))
+        std::str::from_utf8(name.as_bytes()).map_or(Ok(None), |name| self.entry(name))
     }
 
     fn list(&self) -> Result<Vec<(Name, Entry)>> {
-        Ok(ENTRIES.iter().filter_map(|name| Some((Name::escaped(name.as_bytes()), self.entry(name)?))).collect())
+        let mut entries = Vec::with_capacity(ENTRIES.len());
+        for name in ENTRIES {
+            entries.extend(self.entry(name)?.map(|entry| (Name::escaped(name.as_bytes()), entry)));
+        }
+        Ok(entries)
     }
 }
 
@@ -132,10 +140,10 @@ impl LayersDir {
         Entry::folder(Self { shared: Arc::clone(shared), layers, image: image.map(Arc::clone), time })
     }
 
-    fn facts(&self, index: usize, chain: &ChainId, record: Option<&LayerRecord>) -> Entry {
+    fn facts(&self, index: usize, chain: &ChainId, record: Option<&LayerRecord>) -> Result<Entry> {
         let step = self.image.as_ref().and_then(|image| image.step_of(index));
-        let content = facts::numbered_layer(self.shared.store.as_ref(), chain, record, index, step);
-        Entry::text(Text::ready(content, self.time).for_owner())
+        let facts = facts::numbered_layer(self.shared.store.as_ref(), chain, record, index, step)?;
+        Ok(told(facts, self.time))
     }
 
     fn tree(&self, chain: &ChainId, record: Option<&Arc<LayerRecord>>) -> Result<Entry> {
@@ -167,7 +175,7 @@ impl Section for LayersDir {
         if text == digits {
             self.tree(chain, record.as_ref()).map(Some)
         } else {
-            Ok(Some(self.facts(index, chain, record.as_deref())))
+            self.facts(index, chain, record.as_deref()).map(Some)
         }
     }
 
@@ -175,10 +183,15 @@ impl Section for LayersDir {
         let mut entries = Vec::with_capacity(self.layers.0.len().saturating_mul(2));
         for (index, (chain, record)) in self.layers.0.iter().enumerate() {
             // A damaged layer has facts, which say what is wrong, and no tree.
-            if let Some(tree) = undamaged(self.tree(chain, record.as_ref()))? {
-                entries.push((Name::escaped(index.to_string().as_bytes()), tree));
+            match undamaged(self.tree(chain, record.as_ref()))? {
+                Some(tree) => entries.push((Name::escaped(index.to_string().as_bytes()), tree)),
+                // The kernel keeps this listing: it must not lack what was there when the store was read.
+                None if record.as_ref().is_some_and(|record| record.damage.is_none()) => {
+                    return Err(Error::Stale { what: format!("layer {chain}") });
+                }
+                None => {}
             }
-            let facts = self.facts(index, chain, record.as_deref());
+            let facts = self.facts(index, chain, record.as_deref())?;
             entries.push((Name::escaped(format!("{index}.json").as_bytes()), facts));
         }
         Ok(entries)

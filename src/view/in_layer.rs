@@ -71,7 +71,8 @@ impl LayerNode {
     /// [`Error::Damaged`] where its directory is gone.
     pub(super) fn root(layer: Layer, form: Form, footing: Footing) -> Result<Entry> {
         let path = TreePath::root();
-        let meta = layer.tree().stat(&path)?.ok_or_else(|| Error::damaged("a layer", "its directory is gone"))?;
+        let meta = layer.tree().stat(&path)?.filter(Meta::is_dir);
+        let meta = meta.ok_or_else(|| Error::damaged("a layer", "its directory is gone"))?;
         let node =
             Self { ground: Arc::new(Ground { layer, form, footing }), place: Place::Dir(Arc::new(path)), bare: false };
         Ok(Entry { node: Node::InLayer(node), meta })

@@ -23,10 +23,11 @@ use super::inodes::{Held, Inodes, Key};
 use super::listings::{Listed, Listing, Listings};
 use crate::error::{Error, Result};
 use crate::layer::ReadAt;
-use walks::{Files, IDLE, Job, SMALL, Walks, is_small};
+use walks::{Files, IDLE, Job, SMALL, THREADS_EACH, Walks, is_small};
 
-/// How many threads read ahead. A disk has its answers sooner when it is asked for several at once.
-const THREADS: usize = 8;
+/// How many threads read ahead: as many as one walk may have, since a disk has its answers sooner when it is asked for
+/// several at once, and as many more for others while those wait for a disk that does not answer.
+const THREADS: usize = 2 * THREADS_EACH;
 
 /// The way to tell the kernel something of its own accord, once there is one.
 pub(super) type Kernel = Arc<OnceLock<Notifier>>;
@@ -128,11 +129,13 @@ impl Shared {
                     let listing = unless_panic(|| self.list(&dir, with_files));
                     state = self.state.lock();
                     state.walks.listed(walk, dir.key(), listing.as_deref());
+                    state.walks.done(walk);
                 }
                 Job::Read(walk, files) => {
                     let is_cold = unless_panic(|| Ok(self.read(&files, &mut buffer)));
                     state = self.state.lock();
                     state.walks.is_cold(walk, is_cold.unwrap_or_default());
+                    state.walks.done(walk);
                 }
             }
         }

@@ -22,6 +22,8 @@ const ENTRIES_MAX: usize = 6_144;
 const PENDING_MAX: usize = 16_384;
 /// How many of the directories that were asked for are remembered.
 const ASKED_MAX: NonZeroUsize = NonZeroUsize::new(1_024).unwrap();
+/// How many threads work for one walk at most: the disk that it walks on may not answer.
+pub(super) const THREADS_EACH: usize = 8;
 /// A directory that is listed within this time of the one that holds it makes a walk.
 const SOON: Duration = Duration::from_secs(1);
 /// A walk that has not moved for so long is given up.
@@ -65,6 +67,8 @@ struct Walk {
     credit: usize,
     /// Whether files had to be read from the disk.
     is_cold: bool,
+    /// How many jobs are being done.
+    running: usize,
     moved: Instant,
 }
 
@@ -212,6 +216,7 @@ impl Walks {
             files: VecDeque::new(),
             credit: 0,
             is_cold: false,
+            running: 0,
             moved: Instant::now(),
         };
         if let Some((given_up, _)) = self.walks.push(id, walk) {
@@ -243,16 +248,19 @@ impl Walks {
         }
     }
 
-    /// What is to be done next, for the walk that moved last if there is anything.
+    /// What is to be done next, for the walk that moved last if there is anything and it has not too many threads;
+    /// [`Walks::done`] when it is done.
     pub(super) fn next(&mut self) -> Option<Job> {
-        for (id, walk) in &mut self.walks {
+        for (id, walk) in self.walks.iter_mut().filter(|(_, walk)| walk.running < THREADS_EACH) {
             if let Some(files) = walk.files.pop_front() {
+                walk.running = walk.running.saturating_add(1);
                 return Some(Job::Read(*id, files));
             }
             if walk.directories < DIRECTORIES_MAX
                 && walk.entries < ENTRIES_MAX
                 && let Some((_, dir)) = walk.pending.pop_first()
             {
+                walk.running = walk.running.saturating_add(1);
                 walk.directories = walk.directories.saturating_add(1);
                 if let Some((_, _, stage)) = self.coming.get_mut(&dir.key()) {
                     *stage = Stage::BeingListed;
@@ -261,6 +269,13 @@ impl Walks {
             }
         }
         None
+    }
+
+    /// Notes that a job of a walk is done, or could not be.
+    pub(super) fn done(&mut self, id: WalkId) {
+        if let Some(walk) = self.walks.peek_mut(&id) {
+            walk.running = walk.running.saturating_sub(1);
+        }
     }
 
     /// Notes that a directory was listed ahead, unless it was asked for meanwhile; `None` where it could not be.
@@ -370,9 +385,11 @@ mod tests {
             match self.walks.next()? {
                 Job::List(walk, dir, _) => {
                     self.walks.listed(walk, dir.key(), Some(&fake::listing_of(&dir)));
+                    self.walks.done(walk);
                     Some(self.paths[&dir.key()].clone())
                 }
-                Job::Read(_, files) => {
+                Job::Read(walk, files) => {
+                    self.walks.done(walk);
                     let names = files.entries().map(|entry| String::from_utf8_lossy(entry.name.as_bytes()));
                     Some(names.collect::<Vec<_>>().join(" "))
                 }
@@ -496,6 +513,20 @@ mod tests {
         scene.walks.listed(walk, dir.key(), Some(&scene.listing("a/x")));
         assert_eq!((scene.walk().directories, scene.walk().entries), (0, 0));
         assert_eq!(scene.work_off(), ["a/y", "a/y/z", "b", "c", "c/d", "c/d/e"]);
+    }
+
+    #[test]
+    fn a_walk_on_a_disk_that_does_not_answer_leaves_threads_to_others() {
+        let mut scene = Scene::of(Dir::of([("a", flat(100).entry()), ("b", flat(100).entry())]).entry());
+        scene.ask("");
+        scene.ask("a");
+        let stuck: Vec<_> = (0..THREADS_EACH).map_while(|_| scene.walks.next()).collect();
+        assert_eq!(stuck.len(), THREADS_EACH);
+        assert!(scene.walks.next().is_none());
+        let Some(Job::List(walk, ..)) = stuck.first() else { panic!("nothing is listed") };
+        scene.walks.done(*walk);
+        assert!(scene.walks.next().is_some());
+        assert!(scene.walks.next().is_none());
     }
 
     #[test]

@@ -7,16 +7,21 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use serde::Deserialize;
 
-use super::{JSON_MAX, ids, layerdb, path};
+use super::{JSON_MAX, ids, layerdb, path, sound_ids};
 use crate::digest::{CacheId, ChainId, ContainerId, ImageId};
 use crate::error::{Error, Result};
-use crate::meta::Timestamp;
+use crate::meta::{Kind, Meta, Timestamp};
 use crate::name::TreePath;
 use crate::root::Root;
 use crate::store::driver::Driver;
-use crate::store::{Catalogue, Container, Damage, Stamp};
+use crate::store::{Catalogue, Container, Damage, LAYERS_MAX, Stamp};
 
 pub(super) const MOUNTS: &str = "layerdb/mounts";
+/// The files of an entry there.
+pub(super) const FIELDS: [&str; 3] = ["mount-id", "init-id", "parent"];
+const FOLDER: &str = "containers";
+/// The longest name that is shown, in bytes; the engine accepts any.
+const NAME_MAX: usize = 4_096;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -33,8 +38,8 @@ struct Config {
 #[derive(Debug)]
 pub(super) struct Containers {
     data_root: Root,
-    /// Guards the folder once it was found; held only to copy or set it.
-    folder: Mutex<Option<Arc<Root>>>,
+    /// Guards the folder, and its inode's number, once it was found; held only to copy or set it.
+    folder: Mutex<Option<(u64, Arc<Root>)>>,
     /// Guards the stamps of all containers and when they were taken; held only to copy or set them.
     stamps: Mutex<Option<(Instant, Vec<Stamp>)>>,
 }
@@ -49,16 +54,22 @@ impl Containers {
     }
 
     /// The folder; `None` where there is none yet.
+    ///
+    /// # Errors
+    /// Also where something else has its name.
     pub(super) fn folder(&self) -> Result<Option<Arc<Root>>> {
-        if let Some(folder) = self.folder.lock().clone() {
+        let name = path(FOLDER);
+        let Some(found) = self.data_root.stat(&name)? else { return Ok(None) };
+        let known = self.folder.lock().clone();
+        if let Some((_, folder)) = known.filter(|(inode, _)| *inode == found.inode) {
             return Ok(Some(folder));
         }
-        let name = path("containers");
-        if self.data_root.stat(&name)?.is_none_or(|meta| !meta.is_dir()) {
-            return Ok(None);
+        if !found.is_dir() && found.kind != Kind::Symlink {
+            return Err(Error::damaged(self.data_root.shown(&name), "not a directory"));
         }
         let folder = Arc::new(self.data_root.sub(&name)?);
-        *self.folder.lock() = Some(Arc::clone(&folder));
+        let inode = folder.meta()?.inode;
+        *self.folder.lock() = Some((inode, Arc::clone(&folder)));
         Ok(Some(folder))
     }
 
@@ -67,28 +78,58 @@ impl Containers {
         if let Some((_, stamps)) = self.stamps.lock().as_ref().filter(|(at, _)| at.elapsed() < Self::TRUSTED) {
             return Ok(stamps.clone());
         }
-        let mut stamps = Vec::new();
-        if let Some(all) = self.folder()? {
-            stamps.push(Stamp::from(&all.meta()?));
-            let mut ids = ids(&all, &TreePath::root(), ContainerId::from_hex)?;
-            ids.sort_unstable();
-            for id in ids {
-                stamps.extend(all.stat(&path(&id.hex()))?.as_ref().map(Stamp::from));
-            }
-        }
+        let stamps = match self.stamps_of_all() {
+            // What is wrong is found when the containers are read; here it has to differ from what was.
+            Err(error) if !error.is_transient() => vec![Stamp::default()],
+            stamps => stamps?,
+        };
         *self.stamps.lock() = Some((Instant::now(), stamps.clone()));
+        Ok(stamps)
+    }
+
+    fn stamps_of_all(&self) -> Result<Vec<Stamp>> {
+        let Some(all) = self.folder()? else { return Ok(Vec::new()) };
+        let mut stamps = vec![Stamp::from(&all.meta()?)];
+        let mut ids = ids(&all, &TreePath::root(), ContainerId::from_hex)?;
+        ids.sort_unstable();
+        for id in ids {
+            stamps.extend(all.stat(&path(&id.hex()))?.as_ref().map(Stamp::from));
+        }
         Ok(stamps)
     }
 }
 
+/// The directory of a container's entry in layerdb.
+pub(super) fn mount_of(id: &ContainerId) -> TreePath {
+    path(&format!("{MOUNTS}/{}", id.hex()))
+}
+
+/// The file of a container's config in the folder of containers.
 pub(super) fn config_of(id: &ContainerId) -> TreePath {
     path(&format!("{}/config.v2.json", id.hex()))
 }
 
-/// Reads all containers of the driver; `all` is the folder that all drivers share.
-pub(super) fn read(image: &Root, all: &Root, driver: &dyn Driver, catalogue: &mut Catalogue) -> Result<()> {
-    let mounted: BTreeSet<_> = ids(image, &path(MOUNTS), ContainerId::from_hex)?.into_iter().collect();
-    let configured: BTreeSet<_> = ids(all, &TreePath::root(), ContainerId::from_hex)?.into_iter().collect();
+/// Reads all containers of the driver; the folder is one that all drivers share.
+pub(super) fn read(
+    image: &Root,
+    containers: &Containers,
+    driver: &dyn Driver,
+    catalogue: &mut Catalogue,
+) -> Result<()> {
+    let mounted = sound_ids(image, &path(MOUNTS), ContainerId::from_hex, &mut catalogue.damage)?;
+    let mounted: BTreeSet<_> = mounted.into_iter().collect();
+    let all = match containers.folder() {
+        Ok(all) => all,
+        Err(error) => {
+            catalogue.damage.push(Damage::from_error(&containers.data_root, &path(FOLDER), error)?);
+            None
+        }
+    };
+    let configured = match &all {
+        Some(all) => sound_ids(all, &TreePath::root(), ContainerId::from_hex, &mut catalogue.damage)?,
+        None => Vec::new(),
+    };
+    let configured: BTreeSet<_> = configured.into_iter().collect();
     for id in mounted.union(&configured) {
         let mut container = Container {
             id: *id,
@@ -103,28 +144,34 @@ pub(super) fn read(image: &Root, all: &Root, driver: &dyn Driver, catalogue: &mu
         };
         let file = config_of(id);
         let mut wrong = Vec::new();
-        match config(all, &file) {
+        match all.as_ref().map_or(Ok(None), |all| config(all, &file)) {
             // A container of another driver: its layers are not in this store.
-            Ok(Some(config)) if config.driver.as_deref().is_some_and(|name| name != driver.name()) => continue,
-            Ok(Some(config)) => fill(all, &file, config, &mut container)?,
-            Ok(None) if mounted.contains(id) => wrong.push(Damage::of(all.shown(&file), "missing")),
+            Ok(Some((config, _))) if config.driver.as_deref().is_some_and(|name| name != driver.name()) => continue,
+            Ok(Some((config, meta))) => fill(config, meta, &mut container),
+            Ok(None) if mounted.contains(id) => {
+                let shown = containers.data_root.shown(&path(FOLDER).join_path(&file));
+                wrong.push(Damage::of(shown, "missing"));
+            }
             // Docker makes the folder before it writes the config.
             Ok(None) => continue,
-            Err(error) => wrong.push(Damage::from_error(all, &file, error)?),
+            Err(error) => {
+                let root = all.as_deref().unwrap_or(&containers.data_root);
+                wrong.push(Damage::from_error(root, &file, error)?);
+            }
         }
-        if let Err(error) = layers(image, driver, &mut container) {
-            wrong.push(Damage::from_error(image, &path(&format!("{MOUNTS}/{}", id.hex())), error)?);
-        }
-        if let Some(parent) = &container.parent
-            && let Err(error) = catalogue.stack(parent)
-        {
-            wrong.push(Damage::from_error(image, &path(MOUNTS), error)?);
+        if let Err(error) = layers(image, driver, catalogue, &mut container) {
+            wrong.push(Damage::from_error(image, &mount_of(id), error)?);
         }
         container.damage = wrong.iter().map(|damage| format!("{}: {}", damage.what, damage.why)).collect();
-        for damage in wrong {
-            // The image's own damage is listed once.
-            if !catalogue.damage.iter().any(|known| known.what == damage.what && known.why == damage.why) {
-                catalogue.damage.push(damage);
+        catalogue.damage.extend(wrong);
+        if let Some(top) = container.parent
+            && let Err(error) = catalogue.stack(&top)
+        {
+            container.damage.push(error.to_string());
+            // What is wrong with a layer, or with an image that names it, is told already.
+            let missing = unlisted(catalogue, top).map(|chain| image.shown(&layerdb::entry_of(&chain)));
+            if let Some(what) = missing.filter(|what| catalogue.damage.iter().all(|known| known.what != *what)) {
+                catalogue.damage.push(Damage::of(what, "missing"));
             }
         }
         catalogue.containers.insert(*id, Arc::new(container));
@@ -132,23 +179,32 @@ pub(super) fn read(image: &Root, all: &Root, driver: &dyn Driver, catalogue: &mu
     Ok(())
 }
 
-fn config(all: &Root, file: &TreePath) -> Result<Option<Config>> {
-    let Some(content) = all.read(file, JSON_MAX)? else { return Ok(None) };
-    serde_json::from_slice(&content)
-        .map(Some)
-        .map_err(|error| Error::damaged(all.shown(file), format!("no container config: {error}")))
+/// The first of a layer and those below it that is not listed.
+fn unlisted(catalogue: &Catalogue, top: ChainId) -> Option<ChainId> {
+    let mut chain = top;
+    for _ in 0..LAYERS_MAX {
+        match catalogue.layers.get(&chain) {
+            Some(record) => chain = record.parent?,
+            None => return Some(chain),
+        }
+    }
+    None
 }
 
-fn fill(all: &Root, file: &TreePath, config: Config, container: &mut Container) -> Result<()> {
-    if let Some(meta) = all.stat(file)? {
-        container.config_bytes = Some(meta.size_bytes);
-        container.stored = meta.modified;
-    }
+fn config(all: &Root, file: &TreePath) -> Result<Option<(Config, Meta)>> {
+    let Some(content) = all.read(file, JSON_MAX)? else { return Ok(None) };
+    let config = serde_json::from_slice(&content)
+        .map_err(|error| Error::damaged(all.shown(file), format!("no container config: {error}")))?;
+    Ok(all.stat(file)?.map(|meta| (config, meta)))
+}
+
+fn fill(config: Config, meta: Meta, container: &mut Container) {
+    container.config_bytes = Some(meta.size_bytes);
+    container.stored = meta.modified;
     let name = config.name.unwrap_or_default();
     let name = name.strip_prefix('/').unwrap_or(&name);
-    container.name = is_name(name).then(|| name.to_owned());
+    container.name = (is_name(name) && name.len() <= NAME_MAX).then(|| name.to_owned());
     container.image = config.image.and_then(|image| image.parse::<ImageId>().ok());
-    Ok(())
 }
 
 /// `[a-zA-Z0-9][a-zA-Z0-9_.-]*`, Docker's own pattern.
@@ -157,14 +213,34 @@ fn is_name(text: &str) -> bool {
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'))
 }
 
-fn layers(image: &Root, driver: &dyn Driver, container: &mut Container) -> Result<()> {
-    let entry = path(&format!("{MOUNTS}/{}", container.id.hex()));
-    let missing = |why| Error::damaged(image.shown(&entry), why);
-    let entry = image.folder(&entry)?.ok_or_else(|| missing("missing"))?;
-    let changes: CacheId = layerdb::field(&entry, "mount-id")?.ok_or_else(|| missing("it has no mount-id"))?;
+/// Finds the layers of a container whose config was read, in a catalogue that has the images.
+fn layers(image: &Root, driver: &dyn Driver, catalogue: &Catalogue, container: &mut Container) -> Result<()> {
+    let place = mount_of(&container.id);
+    let file = |field: &str| image.shown(&place.join_path(&path(field)));
+    let missing = |field: &str| Error::damaged(file(field), "missing");
+    let entry = image.folder(&place)?.ok_or_else(|| missing(""))?;
+    let changes: CacheId = layerdb::field(&entry, "mount-id")?.ok_or_else(|| missing("mount-id"))?;
+    container.changes = Some(changes.clone());
     container.init = layerdb::field(&entry, "init-id")?;
     container.parent = layerdb::field::<ChainId>(&entry, "parent")?;
-    container.changes = Some(changes.clone());
-    driver.check(&changes)?;
-    container.init.as_ref().map_or(Ok(()), |init| driver.check(init))
+    layerdb::check(driver, &changes, || file("mount-id"))?;
+    match &container.init {
+        Some(init) => layerdb::check(driver, init, || file("init-id"))?,
+        // The engine names it so. Without it files of the image would show that the container does not see.
+        None => match format!("{}-init", changes.as_str()).parse() {
+            Ok(init) if driver.find(&init)?.is_some() => return Err(missing("init-id")),
+            Ok(_) | Err(_) => {}
+        },
+    }
+    let known = container.image.and_then(|id| catalogue.images.get(&id)).filter(|image| image.has_config);
+    match known {
+        Some(known) if known.damage.is_empty() && known.top() != container.parent => {
+            let why = match container.parent {
+                Some(_) => "not the top layer of its image",
+                None => "missing",
+            };
+            Err(Error::damaged(file("parent"), why))
+        }
+        _ => Ok(()),
+    }
 }

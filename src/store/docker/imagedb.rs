@@ -1,37 +1,39 @@
 //! `imagedb`: the images' configs, and which image was built upon which.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
 
 use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 
-use super::{JSON_MAX, blame, ids, in_parallel, layerdb, path};
+use super::{JSON_MAX, blame, in_parallel, layerdb, path, repositories, sound_ids};
 use crate::digest::{ChainId, DiffId, ImageId};
 use crate::error::{Error, Result};
 use crate::meta::Timestamp;
 use crate::name::{Name, TreePath};
 use crate::reference::Reference;
 use crate::root::{Folder, Root};
-use crate::store::{Catalogue, Damage, Image, ImageLayer, LayerRecord, Stamp, Standing, Step};
+use crate::store::{Catalogue, Damage, Image, ImageLayer, LAYERS_MAX, LayerRecord, Stamp, Standing, Step};
 
 pub(super) const CONTENT: &str = "imagedb/content/sha256";
 pub(super) const METADATA: &str = "imagedb/metadata/sha256";
-/// Docker accepts 125 layers; kernel overlayfs 500.
-const LAYERS_MAX: usize = 500;
 /// More build steps than any engine writes.
-const STEPS_MAX: usize = 100_000;
+const STEPS_MAX: usize = 10_000;
+/// The most text of build steps that is kept of an image, in bytes.
+const STEPS_TEXT_MAX: usize = 1 << 20;
 
 #[derive(Deserialize)]
 struct Config {
     rootfs: Option<RootFs>,
     #[serde(default)]
-    history: Option<Vec<History>>,
+    history: Option<Steps>,
 }
 
 #[derive(Deserialize)]
 struct RootFs {
     #[serde(default)]
-    diff_ids: Option<Vec<String>>,
+    diff_ids: Option<DiffIds>,
 }
 
 #[derive(Deserialize)]
@@ -44,18 +46,104 @@ struct History {
     empty_layer: Option<bool>,
 }
 
+/// The build steps, as far as they are kept. A list takes twenty times the memory of the text that it is written in, so
+/// it is never held as a whole; neither is that of layers.
+#[derive(Default)]
+struct Steps(Vec<Step>);
+
+/// The diff IDs of at most [`LAYERS_MAX`] layers, and how many there are.
+#[derive(Default)]
+struct DiffIds {
+    kept: Vec<String>,
+    count: usize,
+}
+
+impl<'de> Deserialize<'de> for Steps {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
+        from.deserialize_seq(StepsVisitor)
+    }
+}
+
+impl<'de> Deserialize<'de> for DiffIds {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
+        from.deserialize_seq(DiffIdsVisitor)
+    }
+}
+
+struct StepsVisitor;
+
+impl<'de> Visitor<'de> for StepsVisitor {
+    type Value = Steps;
+
+    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("a list of build steps")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<Steps, A::Error> {
+        let (mut steps, mut text) = (Vec::new(), 0_usize);
+        while let Some(step) = list.next_element::<History>()? {
+            let step = Step {
+                created: step.created.unwrap_or_default(),
+                created_by: step.created_by.unwrap_or_default(),
+                is_empty: step.empty_layer.unwrap_or_default(),
+            };
+            text = text.saturating_add(step.created.len()).saturating_add(step.created_by.len());
+            if steps.len() == STEPS_MAX || text > STEPS_TEXT_MAX {
+                let mut left_out = 1_usize;
+                while list.next_element::<IgnoredAny>()?.is_some() {
+                    left_out = left_out.saturating_add(1);
+                }
+                let created_by = format!("({left_out} more steps, which config.json has)");
+                steps.push(Step { created: String::new(), created_by, is_empty: true });
+                break;
+            }
+            steps.push(step);
+        }
+        Ok(Steps(steps))
+    }
+}
+
+struct DiffIdsVisitor;
+
+impl<'de> Visitor<'de> for DiffIdsVisitor {
+    type Value = DiffIds;
+
+    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("a list of diff IDs")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<DiffIds, A::Error> {
+        let mut found = DiffIds::default();
+        while found.kept.len() < LAYERS_MAX
+            && let Some(diff) = list.next_element()?
+        {
+            found.kept.push(diff);
+        }
+        found.count = found.kept.len();
+        while list.next_element::<IgnoredAny>()?.is_some() {
+            found.count = found.count.saturating_add(1);
+        }
+        Ok(found)
+    }
+}
+
 /// Reads all images into a catalogue that has the layers already.
 pub(super) fn read(
     image: &Root,
-    references: BTreeMap<Reference, ImageId>,
+    references: Option<BTreeMap<Reference, ImageId>>,
     known: Option<&Catalogue>,
     catalogue: &mut Catalogue,
 ) -> Result<()> {
-    let stored: BTreeSet<ImageId> = ids(image, &path(CONTENT), ImageId::from_hex)?.into_iter().collect();
+    let stored = sound_ids(image, &path(CONTENT), ImageId::from_hex, &mut catalogue.damage)?;
+    let stored: BTreeSet<ImageId> = stored.into_iter().collect();
+    if references.is_none() && !stored.is_empty() {
+        catalogue.damage.push(Damage::of(image.shown(&path(repositories::FILE)), "missing, so no image has a name"));
+    }
+    let references = references.unwrap_or_default();
     let contents = image.folder(&path(CONTENT)).ok().flatten();
     let referenced: BTreeSet<ImageId> = references.values().copied().collect();
     let all: Vec<ImageId> = stored.union(&referenced).copied().collect();
-    let parents = parents(image, &all);
+    let parents = parents(image, &all, &mut catalogue.damage)?;
     let standing = |id: &ImageId| match (referenced.contains(id), parents.contains(id)) {
         (true, _) => Standing::Referenced,
         (false, true) => Standing::Intermediate,
@@ -76,7 +164,7 @@ pub(super) fn read(
                 (Arc::new(found), outcome.err())
             }
         };
-        let missing = missing_layers(&broken, layers, &found);
+        let missing = missing_layers(image, &broken, layers, &found);
         (found, error, missing)
     });
     let mut images = Vec::with_capacity(loaded.len());
@@ -114,23 +202,46 @@ fn name_of(id: &ImageId) -> Name {
     Name::escaped(id.hex().as_bytes())
 }
 
-fn content_of(id: &ImageId) -> TreePath {
+/// The file of an image's config.
+pub(super) fn content_of(id: &ImageId) -> TreePath {
     path(&format!("{CONTENT}/{}", id.hex()))
 }
 
+/// The file that tells which image an image was built upon.
+pub(super) fn parent_of(id: &ImageId) -> TreePath {
+    path(&format!("{METADATA}/{}/parent", id.hex()))
+}
+
 /// Which images other images were built upon; only the classic builder and `commit` write it. What is unreadable labels
-/// nothing.
-fn parents(image: &Root, all: &[ImageId]) -> BTreeSet<ImageId> {
+/// nothing, and becomes damage.
+///
+/// # Errors
+/// Transient ones.
+fn parents(image: &Root, all: &[ImageId], damage: &mut Vec<Damage>) -> Result<BTreeSet<ImageId>> {
     // Most images have no entry: one listing spares looking for each of them.
-    let described: BTreeSet<ImageId> =
-        ids(image, &path(METADATA), ImageId::from_hex).unwrap_or_default().into_iter().collect();
+    let described = sound_ids(image, &path(METADATA), ImageId::from_hex, damage)?;
+    let described: BTreeSet<ImageId> = described.into_iter().collect();
     let described: Vec<&ImageId> = all.iter().filter(|id| described.contains(id)).collect();
-    let Some(entries) = image.folder(&path(METADATA)).ok().flatten() else { return BTreeSet::new() };
-    let parent = |id: &&ImageId| {
-        let entry = entries.folder(&name_of(id)).ok().flatten()?;
-        layerdb::field(&entry, "parent").ok().flatten()
+    if described.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let Some(entries) = image.folder(&path(METADATA))? else { return Ok(BTreeSet::new()) };
+    let parent = |id: &&ImageId| match entries.folder(&name_of(id)) {
+        Ok(Some(entry)) => layerdb::field::<ImageId>(&entry, "parent"),
+        Ok(None) => Ok(None),
+        Err(error) => Err(error),
     };
-    in_parallel(&described, parent).into_iter().flatten().collect()
+    let mut parents = BTreeSet::new();
+    for (id, found) in described.iter().zip(in_parallel(&described, parent)) {
+        match found {
+            Ok(parent) => parents.extend(parent),
+            Err(error) => {
+                let found = Damage::from_error(image, &parent_of(id), error)?;
+                damage.push(Damage { images: BTreeSet::from([**id]), ..found });
+            }
+        }
+    }
+    Ok(parents)
 }
 
 /// An image's config, byte for byte.
@@ -186,22 +297,13 @@ fn fill(image: &Root, contents: Option<&Folder<'_>>, loaded: &mut Image) -> Resu
     loaded.has_config = true;
     let wrong = |why: String| Error::damaged(image.shown(&file), why);
     let config: Config = serde_json::from_slice(&config).map_err(|error| wrong(format!("no image config: {error}")))?;
-    loaded.history = config
-        .history
-        .unwrap_or_default()
-        .into_iter()
-        .take(STEPS_MAX)
-        .map(|step| Step {
-            created: step.created.unwrap_or_default(),
-            created_by: step.created_by.unwrap_or_default(),
-            is_empty: step.empty_layer.unwrap_or_default(),
-        })
-        .collect();
+    loaded.history = config.history.unwrap_or_default().0;
     let diffs = config.rootfs.and_then(|rootfs| rootfs.diff_ids).unwrap_or_default();
-    if diffs.len() > LAYERS_MAX {
-        return Err(wrong(format!("{} layers are more than {LAYERS_MAX}", diffs.len())));
+    if diffs.count > LAYERS_MAX {
+        return Err(wrong(format!("{} layers are more than {LAYERS_MAX}", diffs.count)));
     }
-    let diffs = diffs.iter().map(|text| text.parse::<DiffId>().map_err(|_| wrong(format!("{text:?} is no diff ID"))));
+    let no_id = |text: &String| wrong(format!("{:?} is no diff ID", text.chars().take(80).collect::<String>()));
+    let diffs = diffs.kept.iter().map(|text| text.parse::<DiffId>().map_err(|_| no_id(text)));
     let mut parent: Option<ChainId> = None;
     loaded.layers = diffs
         .map(|diff| {
@@ -216,12 +318,13 @@ fn fill(image: &Root, contents: Option<&Folder<'_>>, loaded: &mut Image) -> Resu
 
 /// What is wrong with the image's layers; `broken` is the damage known so far, by what records say of it.
 fn missing_layers(
+    root: &Root,
     broken: &BTreeMap<String, Damage>,
     layers: &BTreeMap<ChainId, Arc<LayerRecord>>,
     image: &Image,
 ) -> Vec<Damage> {
     let wrong = |layer: &ImageLayer| match layers.get(&layer.chain) {
-        None => Some(Damage::of(format!("layer {}", layer.chain), "layerdb does not list it")),
+        None => Some(Damage::of(root.shown(&layerdb::entry_of(&layer.chain)), "missing")),
         Some(record) => broken.get(record.damage.as_ref()?).cloned(),
     };
     image.layers.iter().filter_map(wrong).collect()

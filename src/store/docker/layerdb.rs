@@ -2,88 +2,126 @@
 
 use std::sync::{Arc, OnceLock};
 
-use super::{FIELD_MAX, ids, in_parallel, path};
+use super::looks::Looks;
+use super::{FIELD_MAX, in_parallel, path, sound_ids};
 use crate::digest::{CacheId, ChainId, DiffId};
 use crate::error::{Error, Result};
-use crate::name::Name;
+use crate::name::{Name, TreePath};
 use crate::root::{Folder, Root};
 use crate::store::driver::Driver;
 use crate::store::{Catalogue, Damage, LayerRecord, Stamp};
 
 pub(super) const LAYERS: &str = "layerdb/sha256";
+/// The files of an entry that are read.
+pub(super) const FIELDS: [&str; 4] = ["diff", "parent", "cache-id", SIZE];
+const SIZE: &str = "size";
 
-/// Reads all layers. One that is damaged is listed with what is wrong, and is in the catalogue's damage.
-pub(super) fn read(
-    image: &Root,
-    driver: &dyn Driver,
-    known: Option<&Catalogue>,
-    catalogue: &mut Catalogue,
-) -> Result<()> {
-    let chains = ids(image, &path(LAYERS), ChainId::from_hex)?;
-    if chains.is_empty() {
-        return Ok(());
-    }
-    // Entries are opened below a folder that is held, which is less of a way for thousands of them.
-    let Some(entries) = image.folder(&path(LAYERS))? else { return Ok(()) };
-    let known = |chain: &ChainId| known.and_then(|known| known.layers.get(chain));
-    let mut records = Vec::with_capacity(chains.len());
-    for found in in_parallel(&chains, |chain| record(image, &entries, driver, chain, known(chain))) {
-        if let Some((record, damage)) = found? {
-            catalogue.damage.extend(damage);
-            records.push((record.chain, record));
-        }
-    }
-    catalogue.layers = records.into_iter().collect();
-    Ok(())
+/// Reads layers.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Reader<'a> {
+    pub(super) image: &'a Root,
+    pub(super) driver: &'a dyn Driver,
+    pub(super) looks: &'a Looks,
 }
 
 /// A layer's record, and what is wrong with it.
 type Found = (Arc<LayerRecord>, Option<Damage>);
 
-/// Reads a layer's entry; `None` where the layer was removed since its name was read.
-fn record(
-    image: &Root,
-    entries: &Folder<'_>,
-    driver: &dyn Driver,
-    chain: &ChainId,
-    known: Option<&Arc<LayerRecord>>,
-) -> Result<Option<Found>> {
-    let name = name(&chain.hex());
-    // The engine never changes an entry, it only makes and removes whole ones.
-    if let Some(known) = known.filter(|known| known.damage.is_none())
-        && entries.stat(&name)?.is_some_and(|meta| Stamp::from(&meta) == known.stamp)
-    {
-        return Ok(Some((Arc::clone(known), None)));
-    }
-    let mut record = LayerRecord {
-        chain: *chain,
-        diff: None,
-        parent: None,
-        cache_id: None,
-        directory: None,
-        size_bytes: OnceLock::new(),
-        damage: None,
-        stamp: Stamp::default(),
-    };
-    let outcome = match entries.folder(&name) {
-        Ok(None) => return Ok(None),
-        Ok(Some(entry)) => {
-            record.stamp = Stamp::from(&entry.meta()?);
-            fill(&entry, driver, &mut record)
+impl Reader<'_> {
+    /// Reads all layers. One that is damaged is listed with what is wrong, and is in the catalogue's damage.
+    pub(super) fn read(&self, known: Option<&Catalogue>, catalogue: &mut Catalogue) -> Result<()> {
+        let folder = path(LAYERS);
+        let chains = sound_ids(self.image, &folder, ChainId::from_hex, &mut catalogue.damage)?;
+        if chains.is_empty() {
+            return Ok(());
         }
-        Err(error) => Err(error),
-    };
-    let entry = || path(&format!("{LAYERS}/{}", chain.hex()));
-    let damage = outcome.err().map(|error| Damage::from_error(image, &entry(), error)).transpose()?;
-    record.damage = damage.as_ref().map(|damage| format!("{}: {}", damage.what, damage.why));
-    Ok(Some((Arc::new(record), damage)))
+        // Entries are opened below a folder that is held, which is less of a way for thousands of them.
+        let Some(entries) = self.image.folder(&folder)? else { return Ok(()) };
+        let known = |chain: &ChainId| {
+            let known = known.filter(|known| self.looks.is_unchanged(chain, known.looks))?;
+            known.layers.get(chain)
+        };
+        let mut records = Vec::with_capacity(chains.len());
+        for found in in_parallel(&chains, |chain| self.record(&entries, chain, known(chain))) {
+            if let Some((record, damage)) = found? {
+                catalogue.damage.extend(damage);
+                records.push((record.chain, record));
+            }
+        }
+        catalogue.layers = records.into_iter().collect();
+        Ok(())
+    }
+
+    /// Reads a layer's entry; `None` where the layer was removed since its name was read.
+    fn record(&self, entries: &Folder<'_>, chain: &ChainId, known: Option<&Arc<LayerRecord>>) -> Result<Option<Found>> {
+        let name = name(&chain.hex());
+        // The engine never changes an entry, it only makes and removes whole ones.
+        if let Some(known) = known.filter(|known| known.damage.is_none())
+            && entries.stat(&name)?.is_some_and(|meta| Stamp::from(&meta) == known.stamp)
+        {
+            return Ok(Some((Arc::clone(known), None)));
+        }
+        let mut record = LayerRecord {
+            chain: *chain,
+            diff: None,
+            parent: None,
+            cache_id: None,
+            directory: None,
+            size_bytes: OnceLock::new(),
+            damage: None,
+            stamp: Stamp::default(),
+        };
+        let outcome = match entries.folder(&name) {
+            Ok(None) => return Ok(None),
+            Ok(Some(entry)) => {
+                record.stamp = Stamp::from(&entry.meta()?);
+                fill(&entry, self.driver, &mut record)
+            }
+            Err(error) => Err(error),
+        };
+        let damage = outcome.err().map(|error| Damage::from_error(self.image, &entry_of(chain), error)).transpose()?;
+        record.damage = damage.as_ref().map(|damage| format!("{}: {}", damage.what, damage.why));
+        Ok(Some((Arc::new(record), damage)))
+    }
 }
 
-/// The size that the engine counted for a layer, in bytes; `None` where it cannot be read. It is for people; a wrong
-/// one harms nothing.
-pub(super) fn size_bytes(image: &Root, chain: &ChainId) -> Option<u64> {
-    let entry = image.folder(&path(&format!("{LAYERS}/{}", chain.hex()))).ok().flatten()?;
-    field(&entry, "size").ok().flatten()
+/// The directory of a layer's entry.
+pub(super) fn entry_of(chain: &ChainId) -> TreePath {
+    path(&format!("{LAYERS}/{}", chain.hex()))
+}
+
+/// Whether the entry of a layer names this directory.
+///
+/// # Errors
+/// Transient ones.
+pub(super) fn is_of(image: &Root, chain: &ChainId, id: &CacheId) -> Result<bool> {
+    let named = image.folder(&entry_of(chain)).and_then(|entry| match entry {
+        Some(entry) => field::<CacheId>(&entry, "cache-id"),
+        None => Ok(None),
+    });
+    match named {
+        Ok(named) => Ok(named.as_ref() == Some(id)),
+        Err(error) if error.is_transient() => Err(error),
+        Err(_) => Ok(false),
+    }
+}
+
+/// The size that the engine counted for a layer, in bytes, or what is wrong with the file that says it. It is for
+/// people; a wrong one harms nothing.
+///
+/// # Errors
+/// Transient ones.
+pub(super) fn size_bytes(image: &Root, chain: &ChainId) -> Result<std::result::Result<u64, Damage>> {
+    let file = entry_of(chain).join(&name(SIZE));
+    let size = image.folder(&entry_of(chain)).and_then(|entry| match entry {
+        Some(entry) => field(&entry, SIZE),
+        None => Ok(None),
+    });
+    match size {
+        Ok(Some(size)) => Ok(Ok(size)),
+        Ok(None) => Ok(Err(Damage::of(image.shown(&file), "missing"))),
+        Err(error) => Damage::from_error(image, &file, error).map(Err),
+    }
 }
 
 fn name(text: &str) -> Name {
@@ -106,7 +144,19 @@ fn fill(entry: &Folder<'_>, driver: &dyn Driver, record: &mut LayerRecord) -> Re
     if computed != record.chain {
         return Err(wrong("parent", &format!("with the diff ID beside it, it belongs to the chain ID {computed}")));
     }
-    driver.check(&cache_id?.ok_or_else(|| wrong("cache-id", "missing"))?)
+    let cache_id = cache_id?.ok_or_else(|| wrong("cache-id", "missing"))?;
+    check(driver, &cache_id, || entry.shown(&name("cache-id")))
+}
+
+/// Looks whether a layer's directory is there; what is wrong may be the file that names it.
+///
+/// # Errors
+/// [`Error::Damaged`] where it is not there.
+pub(super) fn check(driver: &dyn Driver, id: &CacheId, named_in: impl FnOnce() -> String) -> Result<()> {
+    driver.check(id).map_err(|error| match error {
+        Error::Damaged { what, why } => Error::damaged(what, format!("{why}; it is named in {}", named_in())),
+        other => other,
+    })
 }
 
 /// One of an entry's small files, which hold one value each; `None` where the file is missing.

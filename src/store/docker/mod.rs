@@ -18,36 +18,44 @@
 mod containers;
 mod imagedb;
 mod layerdb;
+mod looks;
 mod repositories;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
 
 use super::driver::{DRIVERS, Driver};
 use super::{Catalogue, Damage, Generation, LayerRecord, Options, Stamp, Store};
-use crate::digest::{CacheId, ContainerId, ImageId};
+use crate::digest::{CacheId, ChainId, ContainerId, ImageId};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::name::TreePath;
 use crate::root::{Root, Space};
 use containers::Containers;
+use looks::{Looks, Place};
 
 /// The largest JSON document that is read, in bytes.
 const JSON_MAX: usize = 16 << 20;
 /// The largest of layerdb's small files that is read, in bytes.
 const FIELD_MAX: usize = 4096;
+/// The longest sentence that says what is wrong, in bytes: parts of the store are in it.
+const WHY_MAX: usize = 1_000;
 
 /// A data root with one graph driver.
 #[derive(Debug)]
 struct Docker {
     /// `image/<driver>`.
-    image: Root,
-    /// `layerdb/sha256`, where there was one at the start.
-    layers: Option<Root>,
-    containers: Containers,
-    driver: Box<dyn Driver>,
+    image: Arc<Root>,
+    containers: Arc<Containers>,
+    driver: Arc<dyn Driver>,
     /// What of the data root is not shown, and why.
     skipped: Vec<Damage>,
+    looks: Looks,
+    /// Guards what was found wrong when it was asked for, by the layer; held only to copy or change it.
+    noticed: Mutex<BTreeMap<ChainId, Damage>>,
 }
 
 /// Opens a data root; `None` where the directory is none.
@@ -95,14 +103,12 @@ pub fn open(data_root: Root, options: &Options) -> Result<Option<Box<dyn Store>>
         images: BTreeSet::new(),
     });
     let skipped = skipped.collect();
-    let image = image.sub(&path(name))?;
-    Ok(Some(Box::new(Docker {
-        layers: image.sub(&path(layerdb::LAYERS)).ok(),
-        driver: opener(&data_root, options)?,
-        containers: Containers::new(data_root),
-        skipped,
-        image,
-    })))
+    let image = Arc::new(image.sub(&path(name))?);
+    let driver: Arc<dyn Driver> = opener(&data_root, options)?.into();
+    let containers = Arc::new(Containers::new(data_root));
+    let place = Place { image: Arc::clone(&image), containers: Arc::clone(&containers), driver: Arc::clone(&driver) };
+    let looks = Looks::new(place);
+    Ok(Some(Box::new(Docker { image, containers, driver, skipped, looks, noticed: Mutex::default() })))
 }
 
 /// A path of this store's own making, or of IDs that were checked.
@@ -117,6 +123,34 @@ fn ids<T>(root: &Root, dir: &TreePath, parse: impl Fn(&str) -> Option<T>) -> Res
     }
     let names = root.names(dir)?;
     Ok(names.iter().filter_map(|name| parse(std::str::from_utf8(name.as_bytes()).ok()?)).collect())
+}
+
+/// As [`ids`]; that a directory cannot be listed becomes damage.
+///
+/// # Errors
+/// Transient ones.
+fn sound_ids<T>(
+    root: &Root,
+    dir: &TreePath,
+    parse: impl Fn(&str) -> Option<T>,
+    damage: &mut Vec<Damage>,
+) -> Result<Vec<T>> {
+    ids(root, dir, parse).or_else(|error| {
+        damage.push(Damage::from_error(root, dir, error)?);
+        Ok(Vec::new())
+    })
+}
+
+/// The state of a file or directory, as far as it can be told: what is wrong with it is found when it is read.
+///
+/// # Errors
+/// Transient ones.
+fn stamp_of(root: &Root, path: &TreePath) -> Result<Option<Stamp>> {
+    match root.stat(path) {
+        Ok(meta) => Ok(meta.as_ref().map(Stamp::from)),
+        Err(error) if error.is_transient() => Err(error),
+        Err(_) => Ok(Some(Stamp::default())),
+    }
 }
 
 /// Does the same with each item on as many threads as there are CPUs, and keeps the order. Reading a store is mostly
@@ -151,7 +185,12 @@ fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> 
 
 impl Damage {
     fn of(what: String, why: impl Into<String>) -> Self {
-        Self { what, why: why.into(), images: BTreeSet::new() }
+        let mut why = why.into();
+        if why.len() > WHY_MAX {
+            why.truncate(why.floor_char_boundary(WHY_MAX));
+            why.push('…');
+        }
+        Self { what, why, images: BTreeSet::new() }
     }
 
     /// What an error says of an object of the store.
@@ -183,9 +222,10 @@ impl Store for Docker {
     }
 
     fn generation(&self) -> Result<Generation> {
-        let mut stamps = Vec::new();
+        self.looks.take();
+        let mut stamps = vec![Stamp::of_changes(self.looks.changes()), Stamp::of_changes(self.noticed_count())];
         for file in [repositories::FILE, imagedb::CONTENT, imagedb::METADATA, layerdb::LAYERS, containers::MOUNTS] {
-            stamps.extend(self.image.stat(&path(file))?.as_ref().map(Stamp::from));
+            stamps.extend(stamp_of(&self.image, &path(file))?);
         }
         stamps.extend(self.containers.stamps()?);
         Ok(Generation::of(stamps))
@@ -196,33 +236,40 @@ impl Store for Docker {
     }
 
     fn layers_generation(&self) -> Result<Generation> {
-        let listed = self.layers.as_ref().map(Root::meta).transpose()?;
+        let listed = self.image.stat(&path(layerdb::LAYERS))?;
         Ok(Generation::of(listed.as_ref().map(Stamp::from).into_iter().chain([self.driver.stamp()?]).collect()))
     }
 
     fn stands(&self, record: &LayerRecord) -> Result<bool> {
-        let listed = self.image.stat(&path(&format!("{}/{}", layerdb::LAYERS, record.chain.hex())))?;
-        let is_listed = listed.is_some_and(|meta| Stamp::from(&meta) == record.stamp);
-        match &record.cache_id {
-            Some(id) if is_listed => match self.driver.check(id) {
-                Err(Error::Damaged { .. }) => Ok(false),
-                answer => answer.map(|()| true),
-            },
-            _ => Ok(false),
+        let entry = layerdb::entry_of(&record.chain);
+        let Some(listed) = self.image.stat(&entry)? else { return Ok(false) };
+        let Some(id) = &record.cache_id else { return Ok(false) };
+        // Where the entry is another, as after a repair, it may well be of the same layer.
+        let is_same = Stamp::from(&listed) == record.stamp || layerdb::is_of(&self.image, &record.chain, id)?;
+        match self.driver.check(id) {
+            Err(Error::Damaged { .. }) => Ok(false),
+            answer => answer.map(|()| is_same),
         }
     }
 
     fn catalogue(&self, known: Option<&Catalogue>) -> Result<Catalogue> {
-        let mut catalogue = Catalogue { damage: self.skipped.clone(), ..Catalogue::default() };
+        let looks = self.looks.over();
+        let begun = self.looks.begin_reading();
+        let mut catalogue = Catalogue { damage: self.skipped.clone(), looks, ..Catalogue::default() };
         let references = repositories::read(&self.image, &mut catalogue.damage)?;
-        if let Some(meta) = self.image.stat(&path(repositories::FILE))? {
+        if let Some(meta) = self.image.stat(&path(repositories::FILE)).ok().flatten() {
             catalogue.changed = meta.modified;
         }
-        layerdb::read(&self.image, self.driver.as_ref(), known, &mut catalogue)?;
+        let reader = layerdb::Reader { image: &self.image, driver: self.driver.as_ref(), looks: &self.looks };
+        reader.read(known, &mut catalogue)?;
         imagedb::read(&self.image, references, known, &mut catalogue)?;
-        if let Some(all) = self.containers.folder()? {
-            containers::read(&self.image, &all, self.driver.as_ref(), &mut catalogue)?;
+        for chain in known.map(|known| self.looks.changed_since(known.looks)).unwrap_or_default() {
+            // Who has read the size already does not ask again.
+            let _size = catalogue.layers.get(&chain).map(|record| self.size_bytes(record)).transpose()?;
         }
+        self.tell_noticed(&mut catalogue)?;
+        containers::read(&self.image, &self.containers, self.driver.as_ref(), &mut catalogue)?;
+        self.looks.watch(&catalogue, begun);
         Ok(catalogue)
     }
 
@@ -240,16 +287,47 @@ impl Store for Docker {
         self.driver.layer(id)
     }
 
-    fn size_bytes(&self, layer: &LayerRecord) -> Option<u64> {
-        let known = layer.size_bytes.get().copied();
-        known.or_else(|| {
-            let size = layerdb::size_bytes(&self.image, &layer.chain)?;
-            Some(*layer.size_bytes.get_or_init(|| size))
-        })
+    fn size_bytes(&self, layer: &LayerRecord) -> Result<Option<u64>> {
+        if let Some(size) = layer.size_bytes.get() {
+            return Ok(Some(*size));
+        }
+        match layerdb::size_bytes(&self.image, &layer.chain)? {
+            Ok(size) => Ok(Some(*layer.size_bytes.get_or_init(|| size))),
+            Err(damage) => {
+                // What is wrong with the layer itself is known.
+                if layer.damage.is_none() {
+                    self.noticed.lock().insert(layer.chain, damage);
+                }
+                Ok(None)
+            }
+        }
     }
 
     fn space(&self) -> Result<Space> {
         self.driver.space()
+    }
+}
+
+impl Docker {
+    fn noticed_count(&self) -> u64 {
+        u64::try_from(self.noticed.lock().len()).unwrap_or(u64::MAX)
+    }
+
+    /// Adds what was noticed, as far as it is still so.
+    fn tell_noticed(&self, catalogue: &mut Catalogue) -> Result<()> {
+        let noticed: Vec<ChainId> = self.noticed.lock().keys().copied().collect();
+        for chain in noticed {
+            let is_sound = catalogue.layers.get(&chain).is_some_and(|record| record.damage.is_none());
+            match layerdb::size_bytes(&self.image, &chain)? {
+                Err(mut damage) if is_sound => {
+                    let users = catalogue.images.values().filter(|image| image.layers.iter().any(|l| l.chain == chain));
+                    damage.images = users.map(|image| image.id).collect();
+                    catalogue.damage.push(damage);
+                }
+                Err(_) | Ok(_) => drop(self.noticed.lock().remove(&chain)),
+            }
+        }
+        Ok(())
     }
 }
 

@@ -3,10 +3,13 @@
 //! ```text
 //! {"Repositories": {"<repository>": {"<familiar reference, in full>": "<image ID>"}}}
 //! ```
+//!
+//! The document is read entry by entry, and never held as a whole: one of a few megabytes can have a million entries.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
-use serde_json::Value;
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::{JSON_MAX, path};
 use crate::digest::ImageId;
@@ -16,46 +19,269 @@ use crate::root::Root;
 use crate::store::Damage;
 
 pub(super) const FILE: &str = "repositories.json";
+/// As many wrong entries are told one by one.
+const WRONG_MAX: usize = 100;
 
-/// Reads all references; what cannot be one becomes damage. A missing file means none.
+/// Reads all references; what cannot be one becomes damage. `None` where the file is missing.
 ///
 /// # Errors
 /// Transient ones: then the references are unknown, which is not none.
-pub(super) fn read(image: &Root, damage: &mut Vec<Damage>) -> Result<BTreeMap<Reference, ImageId>> {
+pub(super) fn read(image: &Root, damage: &mut Vec<Damage>) -> Result<Option<BTreeMap<Reference, ImageId>>> {
     let file = path(FILE);
     let content = match image.read(&file, JSON_MAX) {
-        Ok(content) => content.unwrap_or_else(|| b"{}".to_vec()),
+        Ok(Some(content)) => content,
+        Ok(None) => return Ok(None),
         Err(error) => {
             damage.push(Damage::from_error(image, &file, error)?);
-            return Ok(BTreeMap::new());
+            return Ok(Some(BTreeMap::new()));
         }
     };
-    let mut wrong = |why: String| damage.push(Damage::of(image.shown(&file), why));
-    // As the engine reads it: bytes that are no UTF-8 spoil the name that they stand in, and no other.
-    let all: Value = match serde_json::from_str(&String::from_utf8_lossy(&content)) {
-        Ok(all) => all,
-        Err(error) => {
-            wrong(format!("not the list of references: {error}"));
-            return Ok(BTreeMap::new());
-        }
-    };
-    let mut references = BTreeMap::new();
-    for (key, value) in entries(all.get("Repositories")).flat_map(|(_, repository)| entries(Some(repository))) {
-        match (Reference::parse(key), value.as_str().and_then(|text| text.parse::<ImageId>().ok())) {
-            (Ok(reference), Some(id)) => match references.get(&reference) {
-                Some(other) if *other != id => wrong(format!("names two images {reference}")),
-                _ => {
-                    references.insert(reference, id);
-                }
-            },
-            (Err(_), _) => wrong(format!("{key:?} is no reference")),
-            (_, None) => wrong(format!("{key:?} names no image ID")),
-        }
-    }
-    Ok(references)
+    let (references, wrong) = parse(&content);
+    damage.extend(wrong.into_iter().map(|why| Damage::of(image.shown(&file), why)));
+    Ok(Some(references))
 }
 
-/// An object's entries; none for anything else, as the engine takes `null`.
-fn entries(value: Option<&Value>) -> impl Iterator<Item = (&String, &Value)> {
-    value.and_then(Value::as_object).into_iter().flatten()
+/// What a document says, and what is wrong with it. A document that is not whole says nothing.
+fn parse(content: &[u8]) -> (BTreeMap<Reference, ImageId>, Vec<String>) {
+    let mut found = Found::default();
+    // As the engine reads it: bytes that are no UTF-8 spoil the name that they stand in, and no other.
+    let text = String::from_utf8_lossy(content);
+    let mut document = serde_json::Deserializer::from_str(&text);
+    let part = Part { level: Level::Document, found: &mut found };
+    if let Err(error) = part.deserialize(&mut document).and_then(|()| document.end()) {
+        return (BTreeMap::new(), vec![format!("not the list of references: {error}")]);
+    }
+    if found.untold > 0 {
+        found.wrong.push(format!("{} more of its entries are wrong", found.untold));
+    }
+    (found.references, found.wrong)
+}
+
+#[derive(Default)]
+struct Found {
+    references: BTreeMap<Reference, ImageId>,
+    wrong: Vec<String>,
+    untold: usize,
+}
+
+impl Found {
+    fn wrong(&mut self, why: impl FnOnce() -> String) {
+        if self.wrong.len() < WRONG_MAX {
+            self.wrong.push(why());
+        } else {
+            self.untold = self.untold.saturating_add(1);
+        }
+    }
+
+    fn entry(&mut self, key: &str, target: Option<ImageId>) {
+        match (Reference::parse(key), target) {
+            (Ok(reference), Some(id)) => match self.references.get(&reference) {
+                Some(other) if *other != id => self.wrong(|| format!("names two images {reference}")),
+                _ => {
+                    self.references.insert(reference, id);
+                }
+            },
+            (Err(_), _) => self.wrong(|| format!("{:?} is no reference", start_of(key))),
+            (_, None) => self.wrong(|| format!("{key:?} names no image ID")),
+        }
+    }
+}
+
+/// As much of a text as a message needs.
+fn start_of(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
+/// Where in the document an object stands.
+#[derive(Debug, Clone, Copy)]
+enum Level {
+    Document,
+    Repositories,
+    Repository,
+}
+
+/// An object of the document. What stands in its place spoils nothing else, but for the document itself; `null` is an
+/// empty one, as for the engine.
+struct Part<'a> {
+    level: Level,
+    found: &'a mut Found,
+}
+
+impl Part<'_> {
+    fn no_object<E: serde::de::Error>(self) -> std::result::Result<(), E> {
+        match self.level {
+            Level::Document => Err(E::custom("not an object")),
+            Level::Repositories | Level::Repository => {
+                self.found.wrong(|| "holds something else than an object where references should be".to_owned());
+                Ok(())
+            }
+        }
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Part<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> std::result::Result<(), D::Error> {
+        from.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Part<'_> {
+    type Value = ();
+
+    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
+        while let Some(key) = map.next_key::<String>()? {
+            let found = &mut *self.found;
+            match self.level {
+                Level::Document if key == "Repositories" => {
+                    map.next_value_seed(Part { level: Level::Repositories, found })?;
+                }
+                Level::Document => drop(map.next_value::<IgnoredAny>()?),
+                Level::Repositories => map.next_value_seed(Part { level: Level::Repository, found })?,
+                Level::Repository => {
+                    let Target(target) = map.next_value()?;
+                    found.entry(&key, target);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> std::result::Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_bool<E: serde::de::Error>(self, _: bool) -> std::result::Result<(), E> {
+        self.no_object()
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, _: i64) -> std::result::Result<(), E> {
+        self.no_object()
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, _: u64) -> std::result::Result<(), E> {
+        self.no_object()
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, _: f64) -> std::result::Result<(), E> {
+        self.no_object()
+    }
+
+    fn visit_str<E: serde::de::Error>(self, _: &str) -> std::result::Result<(), E> {
+        self.no_object()
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<(), A::Error> {
+        while list.next_element::<IgnoredAny>()?.is_some() {}
+        self.no_object()
+    }
+}
+
+/// What a reference names: an image ID, or something else, which is passed over.
+struct Target(Option<ImageId>);
+
+impl<'de> Deserialize<'de> for Target {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
+        from.deserialize_any(TargetVisitor)
+    }
+}
+
+struct TargetVisitor;
+
+impl<'de> Visitor<'de> for TargetVisitor {
+    type Value = Target;
+
+    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("an image ID")
+    }
+
+    fn visit_str<E>(self, text: &str) -> std::result::Result<Target, E> {
+        Ok(Target(text.parse().ok()))
+    }
+
+    fn visit_unit<E>(self) -> std::result::Result<Target, E> {
+        Ok(Target(None))
+    }
+
+    fn visit_bool<E>(self, _: bool) -> std::result::Result<Target, E> {
+        Ok(Target(None))
+    }
+
+    fn visit_i64<E>(self, _: i64) -> std::result::Result<Target, E> {
+        Ok(Target(None))
+    }
+
+    fn visit_u64<E>(self, _: u64) -> std::result::Result<Target, E> {
+        Ok(Target(None))
+    }
+
+    fn visit_f64<E>(self, _: f64) -> std::result::Result<Target, E> {
+        Ok(Target(None))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<Target, A::Error> {
+        while list.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Target(None))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Target, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Target(None))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(content: &str) -> (Vec<String>, usize) {
+        let (references, wrong) = parse(content.as_bytes());
+        (references.keys().map(ToString::to_string).collect(), wrong.len())
+    }
+
+    #[test]
+    fn what_is_no_reference_spoils_no_other() {
+        let id = format!("\"sha256:{}\"", "a".repeat(64));
+        let other = format!("\"sha256:{}\"", "b".repeat(64));
+        for (repositories, expected, wrong) in [
+            (format!("{{\"a\":{{\"a:1\":{id}}}}}"), vec!["a:1"], 0),
+            (format!("{{\"a\":null,\"b\":{{\"b:1\":{id},\"b:2\":null}}}}"), vec!["b:1"], 1),
+            (format!("{{\"a\":[{id}],\"b\":{{\"b:1\":{id}}},\"c\":7,\"d\":\"x\"}}"), vec!["b:1"], 3),
+            (format!("{{\"a\":{{\"A:1\":{id},\"a:1\":{{\"x\":[]}},\"a:2\":{id}}}}}"), vec!["a:2"], 2),
+            (format!("{{\"a\":{{\"a:1\":{id},\"docker.io/library/a:1\":{other}}}}}"), vec!["a:1"], 1),
+            ("null".to_owned(), vec![], 0),
+            ("[1,[2]]".to_owned(), vec![], 1),
+        ] {
+            let document = format!("{{\"Other\":[{{}}],\"Repositories\":{repositories}}}");
+            let (found, count) = names(&document);
+            assert_eq!((found.iter().map(String::as_str).collect(), count), (expected, wrong), "{document}");
+        }
+    }
+
+    #[test]
+    fn half_a_document_says_nothing() {
+        let id = "a".repeat(64);
+        let document = format!("{{\"Repositories\":{{\"a\":{{\"a:1\":\"sha256:{id}\"}}}}}}");
+        assert_eq!(names(&document), (vec!["a:1".to_owned()], 0));
+        for (length, _) in document.char_indices() {
+            assert_eq!(names(document.get(..length).unwrap()), (vec![], 1), "{length}");
+        }
+        for wrong in ["[]", "7", "\"x\"", "{} {}"] {
+            assert_eq!(names(wrong), (vec![], 1), "{wrong}");
+        }
+        assert_eq!(names("null"), (vec![], 0));
+    }
+
+    #[test]
+    fn of_many_wrong_entries_the_rest_is_counted() {
+        let entries: Vec<String> = (0..1_000).map(|n| format!("\"{n}!\":1")).collect();
+        let (_, wrong) = parse(format!("{{\"Repositories\":{{\"a\":{{{}}}}}}}", entries.join(",")).as_bytes());
+        assert_eq!(wrong.len(), WRONG_MAX + 1);
+        assert_eq!(wrong[WRONG_MAX], "900 more of its entries are wrong");
+    }
 }

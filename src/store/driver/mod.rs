@@ -11,6 +11,7 @@ use super::{Options, Stamp};
 use crate::digest::CacheId;
 use crate::error::Result;
 use crate::layer::Layer;
+use crate::meta::Meta;
 use crate::root::{Root, Space};
 
 /// A graph driver's folder of one data root.
@@ -26,6 +27,12 @@ pub trait Driver: Debug + Send + Sync {
 
     /// The directory on the host that holds a layer's files.
     fn directory(&self, id: &CacheId) -> PathBuf;
+
+    /// The attributes of what stands where the layer's directory should be; `None` where there is nothing.
+    ///
+    /// # Errors
+    /// Where it could not be looked at.
+    fn find(&self, id: &CacheId) -> Result<Option<Meta>>;
 
     /// Looks whether the layer's directory is there.
     ///

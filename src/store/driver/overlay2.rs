@@ -12,15 +12,20 @@
 //! the store says which, but the folder of a rootless engine does not belong to root, and the kernel leaves marks of
 //! its own on directories that were mounted.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
 
 use super::{Driver, Options};
 use crate::digest::CacheId;
 use crate::error::{Error, Result};
 use crate::layer::dir::DirTree;
+use crate::layer::gate::Gate;
 use crate::layer::whiteout::{Prefix, Whiteouts};
 use crate::layer::{Layer, LayerId};
+use crate::meta::Meta;
 use crate::name::TreePath;
 use crate::root::{Root, Space, reads_trusted_xattrs};
 use crate::store::Stamp;
@@ -32,6 +37,35 @@ const LABEL: &[u8] = b"security.selinux";
 struct Overlay2 {
     root: Arc<Root>,
     whiteouts: Whiteouts,
+    gates: Gates,
+}
+
+/// The gates of the layers that are in use: a layer that several images have is behind one.
+#[derive(Debug, Default)]
+struct Gates {
+    /// Held for single look-ups and changes only.
+    by_id: Mutex<HashMap<CacheId, Weak<Gate>>>,
+}
+
+impl Gates {
+    fn of(&self, id: &CacheId) -> Arc<Gate> {
+        let mut by_id = self.by_id.lock();
+        if let Some(gate) = by_id.get(id).and_then(Weak::upgrade) {
+            return gate;
+        }
+        // Only when the table would have to grow, so that it costs each addition the same.
+        if by_id.len() == by_id.capacity() {
+            by_id.retain(|_, gate| gate.strong_count() > 0);
+        }
+        let gate = Arc::new(Gate::default());
+        by_id.insert(id.clone(), Arc::downgrade(&gate));
+        gate
+    }
+
+    /// The gate of a layer that is in use.
+    fn known(&self, id: &CacheId) -> Option<Arc<Gate>> {
+        self.by_id.lock().get(id).and_then(Weak::upgrade)
+    }
 }
 
 /// Opens the driver's folder in a data root.
@@ -62,7 +96,7 @@ pub fn open(data_root: &Root, options: &Options) -> Result<Box<dyn Driver>> {
                     deleted files may come back"
         );
     }
-    Ok(Box::new(Overlay2 { root: Arc::new(root), whiteouts: Whiteouts::Overlay(prefix) }))
+    Ok(Box::new(Overlay2 { root: Arc::new(root), whiteouts: Whiteouts::Overlay(prefix), gates: Gates::default() }))
 }
 
 /// Which attributes the store's engine mounts with.
@@ -77,7 +111,11 @@ fn guess_prefix(root: &Root) -> Result<Prefix> {
     let mut seen_user = false;
     for name in root.names(&top)?.into_iter().take(LOOKED_AT) {
         let diff = TreePath::from(name).join_path(&path(&["diff"]));
-        let Ok(attributes) = root.xattr_names(&diff) else { continue };
+        let attributes = match root.xattr_names(&diff) {
+            Ok(attributes) => attributes,
+            Err(error) if error.is_transient() => return Err(error),
+            Err(_) => continue,
+        };
         if attributes.iter().any(|name| name.starts_with(Prefix::Trusted.as_bytes())) {
             return Ok(Prefix::Trusted);
         }
@@ -109,7 +147,7 @@ impl Driver for Overlay2 {
     }
 
     fn layer(&self, id: &CacheId) -> Result<Layer> {
-        let tree = DirTree::new(Arc::clone(&self.root), diff_of(id));
+        let tree = DirTree::behind(self.gates.of(id), Arc::clone(&self.root), diff_of(id));
         Ok(Layer::new(LayerId::of(&format!("{NAME}/{id}")), Box::new(tree), self.whiteouts))
     }
 
@@ -117,8 +155,15 @@ impl Driver for Overlay2 {
         self.root.host_path(&diff_of(id))
     }
 
+    fn find(&self, id: &CacheId) -> Result<Option<Meta>> {
+        self.root.stat(&diff_of(id))
+    }
+
     fn check(&self, id: &CacheId) -> Result<()> {
         let diff = diff_of(id);
+        let gate = self.gates.known(id);
+        let doing = || format!("reach {}", self.root.shown(&diff));
+        let _inside = gate.as_ref().map(|gate| gate.enter()).transpose().map_err(Error::io(doing))?;
         // The usual answer takes two system calls; what else is there takes a second look.
         if let Ok(Some(_directory)) = self.root.folder(&diff) {
             return Ok(());
