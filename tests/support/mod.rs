@@ -3,6 +3,7 @@
 //! * `store` writes a classic Docker data root, byte for byte as the daemon does.
 //! * `stack` makes stacks of overlay2 directories, at random or by hand, and shrinks one that fails.
 //! * `mount` mounts docker-fs, kernel overlayfs and tmpfs, and unmounts them on drop.
+//! * `faulty` is a disk that hangs or fails where it is told to.
 //! * `tree` reads a directory tree into a map and tells two maps apart.
 
 #![allow(
@@ -16,6 +17,7 @@
     clippy::string_slice
 )]
 
+pub mod faulty;
 pub mod mount;
 pub mod stack;
 pub mod store;

@@ -48,12 +48,24 @@ impl Mounted {
     /// Mounts `source` with more arguments, expecting this exit code. The mount point is made if it is missing. Where
     /// `DOCKER_FS_TEST_OPENS` is set, it is the way in which files are opened, unless the arguments say one.
     pub fn with(source: &Path, mountpoint: &Path, arguments: &[&str], exit: i32) -> Self {
+        Self::start(Command::new(env!("CARGO_BIN_EXE_docker-fs")), source, mountpoint, arguments, exit)
+    }
+
+    /// As [`Mounted::with`], as a process that may have so many descriptors and never more.
+    pub fn with_descriptors(source: &Path, mountpoint: &Path, arguments: &[&str], descriptors: u32) -> Self {
+        let mut shell = Command::new("sh");
+        let script = format!("ulimit -n {descriptors}; exec \"$0\" \"$@\"");
+        shell.arg("-c").arg(script).arg(env!("CARGO_BIN_EXE_docker-fs"));
+        Self::start(shell, source, mountpoint, arguments, 0)
+    }
+
+    fn start(mut command: Command, source: &Path, mountpoint: &Path, arguments: &[&str], exit: i32) -> Self {
         fs::create_dir_all(mountpoint).expect("make the mount point");
         // Files and not pipes: the mount stays in the background, and a pipe that it kept open would never end.
         let mut output = tempfile::tempfile().expect("make a file");
         let way = std::env::var("DOCKER_FS_TEST_OPENS").ok();
         let way = way.filter(|_| !arguments.iter().any(|argument| argument.starts_with("opens=")));
-        let status = Command::new(env!("CARGO_BIN_EXE_docker-fs"))
+        let status = command
             .arg(source)
             .arg(mountpoint)
             .args(arguments)
