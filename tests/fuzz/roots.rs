@@ -1,0 +1,234 @@
+//! Whole data roots with random damage of their bytes, names and types.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, FileType, Mode, XattrFlags};
+
+use crate::mutate::{Dice, change};
+use crate::store::StoreBuilder;
+use crate::{Reopened, scratch, walk};
+
+/// A small store, copied for each input.
+pub(crate) struct Template {
+    dir: tempfile::TempDir,
+    /// Everything in it, directories before what they hold.
+    paths: Vec<PathBuf>,
+    /// The copy that is damaged.
+    root: PathBuf,
+    store: Reopened,
+}
+
+/// The folders that an open store holds.
+const HELD: [&str; 2] = ["image/overlay2", "overlay2"];
+
+impl Template {
+    pub(crate) fn new() -> Self {
+        let dir = scratch();
+        let mut store = StoreBuilder::new(dir.path().join("template"));
+        let layers = store.chain(3);
+        for (n, layer) in layers.iter().enumerate() {
+            fs::create_dir_all(layer.diff_dir().join("etc/sub")).unwrap();
+            fs::write(layer.diff_dir().join("etc/common"), n.to_string()).unwrap();
+            fs::write(layer.diff_dir().join(format!("etc/sub/of-{n}")), n.to_string()).unwrap();
+            symlink("common", layer.diff_dir().join("etc/link")).unwrap();
+        }
+        let app = store.image(&layers);
+        store.tag("app:1", &app);
+        store.tag("reg.example:5000/team/app:2", &app);
+        store.digest("app", &"d".repeat(64), &app);
+        let below = store.image(&layers[..2]);
+        store.image_parent(&app, &below);
+        let empty = store.image(&[]);
+        store.tag("empty:1", &empty);
+        let container = store.container("web", &app, layers.last());
+        container.write_init_files();
+        fs::write(container.upper_dir().join("log"), "log").unwrap();
+        let template = store.finish();
+        let mut paths = Vec::new();
+        list(&template, Path::new(""), &mut paths);
+        let root = dir.path().join("root");
+        copy(&template, &root);
+        Self { paths, store: Reopened::of(&root).unwrap(), root, dir }
+    }
+
+    pub(crate) fn try_one(&mut self, seed: u64) {
+        let mut dice = Dice::new(seed);
+        let is_new = dice.one_in(50);
+        if is_new {
+            // The folders that an open store holds may be anything as well.
+            make_writable(&self.root);
+            fs::remove_dir_all(&self.root).unwrap();
+            copy(&self.dir.path().join("template"), &self.root);
+        }
+        for _ in 0..1 + dice.below(5) {
+            self.damage(is_new, &mut dice);
+        }
+        // What cannot be opened at all says so; here that is as good.
+        let opened = if is_new { Reopened::of(&self.root) } else { Ok(self.store.clone()) };
+        if let Ok((store, view)) = opened.and_then(|store| Ok((store.clone(), store.view()?))) {
+            walk::all(&view);
+            // And once more, as a store that changes under a view that knows it.
+            self.damage(is_new, &mut dice);
+            store.change();
+            walk::after_a_change(&view);
+        }
+        if is_new {
+            make_writable(&self.root);
+            fs::remove_dir_all(&self.root).unwrap();
+            copy(&self.dir.path().join("template"), &self.root);
+            self.store = Reopened::of(&self.root).unwrap();
+        } else {
+            self.restore();
+        }
+    }
+
+    /// Puts back what is in the folders that the open store holds.
+    fn restore(&self) {
+        for folder in HELD {
+            let (from, to) = (self.dir.path().join("template").join(folder), self.root.join(folder));
+            make_writable(&to);
+            for entry in fs::read_dir(&to).unwrap() {
+                remove(&entry.unwrap().path());
+            }
+            for entry in fs::read_dir(from).unwrap() {
+                let entry = entry.unwrap();
+                copy(&entry.path(), &to.join(entry.file_name()));
+            }
+        }
+        let containers = self.root.join("containers");
+        remove(&containers);
+        copy(&self.dir.path().join("template/containers"), &containers);
+    }
+
+    /// One change; some change nothing, as what they are for is gone.
+    fn damage(&self, is_new: bool, dice: &mut Dice) {
+        let mut choose = || {
+            let path = dice.of(&self.paths);
+            let is_held = HELD.iter().any(|held| Path::new(held).starts_with(&path));
+            (is_new || !is_held).then(|| self.root.join(path))
+        };
+        let (Some(path), Some(other)) = (choose(), choose()) else { return };
+        let Ok(meta) = fs::symlink_metadata(&path) else { return };
+        // Whoever opens a pipe waits.
+        let is_file = |path: &Path| fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file());
+        match dice.below(12) {
+            0..=3 if meta.is_file() => {
+                let mut content = fs::read(&path).unwrap_or_default();
+                let more = if is_file(&other) { fs::read(&other).unwrap_or_default() } else { Vec::new() };
+                let corpus = [content.clone(), more];
+                for _ in 0..1 + dice.below(3) {
+                    change(&mut content, &corpus, dice);
+                }
+                fs::write(&path, content).unwrap_or_default();
+            }
+            4 => remove(&path),
+            5 => {
+                remove(&path);
+                match dice.below(5) {
+                    0 => fs::write(&path, "a file").unwrap_or_default(),
+                    1 => fs::create_dir(&path).unwrap_or_default(),
+                    2 => {
+                        let target: &[u8] = dice.of(&[&b"/etc/shadow"[..], b"..", b".", b"/", b"nowhere"]);
+                        symlink(OsStr::from_bytes(target), &path).unwrap_or_default();
+                    }
+                    3 => node(&path, FileType::Fifo),
+                    _ => node(&path, FileType::Socket),
+                }
+            }
+            6 => fs::rename(&path, &other).unwrap_or_default(),
+            7 if meta.is_file() && is_file(&other) => drop(fs::copy(&path, &other)),
+            8 => {
+                // Another object of the same kind, with an odd name.
+                let names: [&[u8]; 6] = [
+                    b"ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff",
+                    b"FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF",
+                    b".tmp-1",
+                    b"\xff\n\x1b[31m",
+                    b"x-removing",
+                    b"size",
+                ];
+                let to = path.with_file_name(OsStr::from_bytes(dice.of(&names)));
+                if meta.is_dir() {
+                    copy(&path, &to);
+                } else if meta.is_file() && (is_file(&to) || !to.exists()) {
+                    drop(fs::copy(&path, &to));
+                }
+            }
+            9 => {
+                let names = ["opaque", "redirect", "metacopy", "whiteout", "origin"];
+                let values: [&[u8]; 7] = [b"y", b"x", b"", b"/etc", b"sub", b"/etc/../..", &[b'/'; 5_000]];
+                let (name, value) = (dice.of(&names), dice.of(&values));
+                for prefix in ["trusted", "user"] {
+                    let name = format!("{prefix}.overlay.{name}");
+                    // Not all files can have them, nor may all users set them.
+                    let _set = rustix::fs::lsetxattr(&path, name, value, XattrFlags::empty());
+                }
+            }
+            10 => drop(fs::set_permissions(&path, fs::Permissions::from_mode(dice.of(&[0, 0o700, 0o7777])))),
+            11 if meta.is_file() => {
+                let file = fs::File::options().write(true).open(&path);
+                let length = dice.of(&[0, 1, 4_096, 5_000, 1 << 24, (1 << 24) + 1]);
+                file.and_then(|file| file.set_len(length)).unwrap_or_default();
+            }
+            _ => {}
+        }
+    }
+}
+
+fn list(root: &Path, below: &Path, paths: &mut Vec<PathBuf>) {
+    let mut names: Vec<_> = fs::read_dir(root.join(below)).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    for name in names {
+        let path = below.join(name);
+        let is_dir = fs::symlink_metadata(root.join(&path)).unwrap().is_dir();
+        paths.push(path.clone());
+        if is_dir {
+            list(root, &path, paths);
+        }
+    }
+}
+
+fn node(path: &Path, kind: FileType) {
+    rustix::fs::mknodat(CWD, path, kind, Mode::from_raw_mode(0o644), 0).unwrap_or_default();
+}
+
+fn remove(path: &Path) {
+    match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path).unwrap_or_default(),
+        Ok(_) => fs::remove_file(path).unwrap_or_default(),
+        Err(_) => {}
+    }
+}
+
+/// Copies what can be copied, which is all of the template.
+fn copy(from: &Path, to: &Path) {
+    let Ok(meta) = fs::symlink_metadata(from) else { return };
+    let kind = meta.file_type();
+    if kind.is_dir() {
+        // Not into itself.
+        if to.starts_with(from) || fs::create_dir(to).is_err() {
+            return;
+        }
+        for entry in fs::read_dir(from).into_iter().flatten().flatten() {
+            copy(&entry.path(), &to.join(entry.file_name()));
+        }
+    } else if kind.is_symlink() {
+        symlink(fs::read_link(from).unwrap_or_default(), to).unwrap_or_default();
+    } else if kind.is_file() {
+        drop(fs::copy(from, to));
+    }
+}
+
+/// So that it can be removed by others than root too.
+fn make_writable(dir: &Path) {
+    drop(fs::set_permissions(dir, fs::Permissions::from_mode(0o700)));
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            make_writable(&entry.path());
+        }
+    }
+}
