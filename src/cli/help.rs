@@ -17,7 +17,7 @@ The tree:
   by-diff/ID/           the same by its diff ID
   by-container/NAME/    a container: its changes, and what it sees
   merged/IMAGE/         all layers of an image, united: what a container would see
-  status                what was read, and what of it is damaged (JSON)
+  status                what was read, what of it is damaged, what the mount does (JSON)
 
   An image's directory holds config.json, history, layers/N/ (0 is the base),
   layers/N.json, and merged. In layers/N/ a deletion is an empty file .wh.NAME.
@@ -88,6 +88,8 @@ Environment:
   NOTIFY_SOCKET     where systemd is told that the mount is ready (Type=notify)
   XDG_CONFIG_HOME, XDG_DATA_HOME, HOME
                     where a rootless Docker's daemon.json and store are looked for
+
+USR1 has it log what it has done and what it holds, which status shows too.
 
 TERM and INT unmount and end it; if the mount is in use, it is detached, and its users have
 10 seconds. A mount point in the store, or around it, is refused: reading would never end.";

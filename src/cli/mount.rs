@@ -55,7 +55,10 @@ fn serve(request: &Mount, audience: &mut Audience) -> Result<(), Failure> {
     refuse_overlap(&source, &mount_point)?;
     mountpoint::check_fuse()?;
 
-    let view = View::new(store, view::Options { whiteouts: options.form, source: source.clone() })?;
+    let view = View::new(
+        store,
+        view::Options { whiteouts: options.form, source: source.clone(), ..view::Options::default() },
+    )?;
     let damage = view.damage();
     let cpus = available_parallelism().map_or(1, usize::from);
     let mount_options = mount::Options {
@@ -70,12 +73,13 @@ fn serve(request: &Mount, audience: &mut Audience) -> Result<(), Failure> {
         .map_err(|error| Failure::failed(format!("cannot receive signals: {}", words(&error))))?;
     let mut mounted = mount::mount(view, &mount_options)?;
     let mut unmounter = mounted.unmounter();
+    let counters = mounted.counters();
 
     let status = format!("{} on {}", source.display(), mount_point.display());
     log::info!("mounted {status}");
     let told = audience.ready(&format!("serving {status}"), trouble(&damage, &request.mount_point));
     let watched = match told {
-        Ok(()) => held.watch(unmounter, mount_point),
+        Ok(()) => held.watch(unmounter, mount_point, counters),
         Err(error) => unmounter.unmount().and(Err(error)),
     };
     watched.map_err(|error| Failure::failed(format!("gave up {status}: {}", words(&error))))?;

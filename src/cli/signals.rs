@@ -7,19 +7,20 @@
 //! ```
 //!
 //! HUP is a closed terminal, which ends a mount in the foreground (unless it was ignored: nohup) and is nothing to one
-//! in the background. A process that dies of a signal would leave a dead mount, so none of the three may kill.
+//! in the background. USR1 logs the counters. A process that dies of a signal would leave a dead mount, so none of the
+//! four may kill.
 
 use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use super::args::Place;
 use super::unmount::{How, is_busy, unmount};
 use super::{notify, words};
-use crate::mount::Unmounter;
+use crate::mount::{Counters, Unmounter};
 
 /// How long the users of a detached mount are waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -41,7 +42,7 @@ pub(super) fn hold(place: Place) -> io::Result<Held> {
         Place::Background => false,
         Place::Foreground => !hang_up_is_ignored(),
     };
-    Ok(Held { signals: Signals::new([SIGINT, SIGTERM, SIGHUP])?, hang_up_ends })
+    Ok(Held { signals: Signals::new([SIGINT, SIGTERM, SIGHUP, SIGUSR1])?, hang_up_ends })
 }
 
 /// Whether this process was started with HUP ignored, as nohup(1) does.
@@ -57,10 +58,18 @@ impl Held {
     ///
     /// # Errors
     /// Where no thread can be made.
-    pub(super) fn watch(mut self, mut unmounter: Unmounter, point: PathBuf) -> io::Result<()> {
+    pub(super) fn watch(mut self, mut unmounter: Unmounter, point: PathBuf, counters: Counters) -> io::Result<()> {
         let thread = std::thread::Builder::new().name("signals".to_owned());
         thread.spawn(move || {
-            while !self.signals.wait().any(|signal| signal != SIGHUP || self.hang_up_ends) {}
+            let is_end = |signal| match signal {
+                SIGUSR1 => {
+                    counters.log();
+                    false
+                }
+                SIGHUP => self.hang_up_ends,
+                _ => true,
+            };
+            while !self.signals.wait().any(is_end) {}
             notify::stopping();
             let detach = match unmounter.unmount() {
                 // Gone from here, but a copy in another mount namespace may still have users.
@@ -80,7 +89,9 @@ impl Held {
             }
             let end = Instant::now().checked_add(PATIENCE);
             // The process ends from under this thread when the last user does.
-            while end.is_some_and(|end| Instant::now() < end) && !self.signals.pending().any(|again| again != SIGHUP) {
+            while end.is_some_and(|end| Instant::now() < end)
+                && !self.signals.pending().any(|again| !matches!(again, SIGHUP | SIGUSR1))
+            {
                 std::thread::sleep(POLL);
             }
             log::info!("ended, though {} was in use", point.display());

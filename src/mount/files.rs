@@ -97,6 +97,12 @@ impl OpenFiles {
         drop(closed);
     }
 
+    /// How many files are open by a handle, and how many without one.
+    pub(super) fn count(&self) -> (usize, usize) {
+        let by_handle = self.by_handle.lock().len();
+        (by_handle, self.by_inode.lock().len())
+    }
+
     /// Any open file of an inode. This looks at all there are, and is for rare cases.
     pub(super) fn of_inode(&self, number: u64) -> Option<Arc<OpenFile>> {
         let opened = self.by_handle.lock().values().find(|file| file.number == number).cloned();

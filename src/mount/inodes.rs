@@ -243,6 +243,18 @@ impl Inodes {
     pub fn count(&self) -> usize {
         self.table.lock().inodes.len()
     }
+
+    /// How many bytes of heap the table and its nodes take, without what nodes share: the paths of directories, and the
+    /// layers.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        /// A key, a value, and a byte by which the table finds them.
+        const PLACE: usize = size_of::<(u64, Arc<Held>)>() + 1;
+        /// A node, and its two counts of references.
+        const NODE: usize = size_of::<Held>() + 2 * size_of::<usize>();
+        let table = self.table.lock();
+        table.inodes.capacity().saturating_mul(PLACE).saturating_add(table.inodes.len().saturating_mul(NODE))
+    }
 }
 
 impl Table {

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 use parking_lot::{Condvar, Mutex};
 
+use super::counters::Tally;
 use super::inodes::{Held, Key};
 use crate::error::Result;
 use crate::meta::Meta;
@@ -126,11 +127,12 @@ fn offset_of(name: &Name) -> u64 {
 }
 
 /// The listings that are kept.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Listings {
     /// Held for single look-ups and changes only, never while a directory is read.
     kept: Mutex<Kept>,
     made: Condvar,
+    tally: Arc<Tally>,
 }
 
 #[derive(Debug)]
@@ -142,14 +144,24 @@ struct Kept {
     making: HashSet<Key>,
 }
 
-impl Default for Listings {
+impl Default for Kept {
     fn default() -> Self {
-        let kept = Kept { by_key: LruCache::unbounded(), entries: 0, making: HashSet::new() };
-        Self { kept: Mutex::new(kept), made: Condvar::new() }
+        Self { by_key: LruCache::unbounded(), entries: 0, making: HashSet::new() }
     }
 }
 
 impl Listings {
+    /// None, whose number is counted there.
+    pub(super) fn new(tally: Arc<Tally>) -> Self {
+        Self { tally, ..Self::default() }
+    }
+
+    /// How many are kept, and how many entries they have together.
+    pub(super) fn count(&self) -> (usize, usize) {
+        let kept = self.kept.lock();
+        (kept.by_key.len(), kept.entries)
+    }
+
     /// The listing that is kept of a directory, or the one that `make` answers, which is then kept. What another thread
     /// is making is waited for.
     ///
@@ -160,6 +172,7 @@ impl Listings {
         let mut kept = self.kept.lock();
         loop {
             if let Some(listing) = kept.by_key.get(&key) {
+                self.tally.listings_found.one();
                 return Ok(Arc::clone(listing));
             }
             if kept.making.insert(key) {
@@ -184,6 +197,7 @@ impl Listings {
     /// Keeps a listing in the place of an older one.
     pub(super) fn keep(&self, key: Key, listing: Listing) -> Arc<Listing> {
         let listing = Arc::new(listing);
+        self.tally.listings_made.one();
         let mut given_up = Vec::new();
         let mut kept = self.kept.lock();
         kept.entries = kept.entries.saturating_add(listing.entries.len());
@@ -194,6 +208,7 @@ impl Listings {
         while kept.entries > ENTRIES_MAX && kept.by_key.len() > LISTINGS_MIN {
             let Some((_, oldest)) = kept.by_key.pop_lru() else { break };
             kept.entries = kept.entries.saturating_sub(oldest.entries.len());
+            self.tally.listings_evicted.one();
             given_up.push(oldest);
         }
         drop(kept);

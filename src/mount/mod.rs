@@ -7,6 +7,7 @@
 mod adapter;
 mod ahead;
 mod attach;
+mod counters;
 #[cfg(test)]
 mod fake;
 mod files;
@@ -27,6 +28,7 @@ use crate::view::View;
 
 pub use attach::Unmounter;
 use attach::{Attached, Way};
+pub use counters::{AheadFigures, Counters, Figures, InodeFigures, LOG_TARGET, ListingFigures, OpenFigures};
 pub use inodes::{Held, Inodes, Key, ROOT};
 use refresh::{Refresher, Refreshing};
 
@@ -72,6 +74,7 @@ pub struct Mounted {
     attached: Option<Attached>,
     kernel: ahead::Kernel,
     refreshing: Refreshing,
+    counters: Counters,
 }
 
 /// Mounts a view; returns when the kernel's first request was answered.
@@ -84,13 +87,14 @@ pub fn mount(view: View, options: &Options) -> Result<Mounted> {
     let kernel = ahead::Kernel::default();
     let server = server::Server::new(view, Arc::clone(&kernel), files, refresher);
     let adapter = adapter::Adapter::new(server, options.opens, options.allow_other);
+    let counters = adapter.counters();
     let doing = || format!("mount on {}", options.mount_point.display());
     let config = config(options);
     match attach::attach(options)? {
         Some((device, attached)) => match Session::from_fd(adapter, device, config.acl, config) {
             Ok(session) => {
                 attach::read_in_large_pieces(&options.mount_point);
-                Ok(Mounted { session, attached: Some(attached), kernel, refreshing })
+                Ok(Mounted { session, attached: Some(attached), kernel, refreshing, counters })
             }
             Err(error) => {
                 // The first error is the one to report.
@@ -100,7 +104,7 @@ pub fn mount(view: View, options: &Options) -> Result<Mounted> {
         },
         None => {
             let session = Session::new(adapter, &options.mount_point, &config).map_err(Error::io(doing))?;
-            Ok(Mounted { session, attached: None, kernel, refreshing })
+            Ok(Mounted { session, attached: None, kernel, refreshing, counters })
         }
     }
 }
@@ -143,12 +147,18 @@ impl Mounted {
         })
     }
 
+    /// What the mount counts of its work.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters.clone()
+    }
+
     /// Answers requests until the view is unmounted.
     ///
     /// # Errors
     /// [`Error::Io`] where the kernel can no longer be talked to.
     pub fn serve(self) -> Result<()> {
-        let Self { session, attached, kernel, refreshing } = self;
+        let Self { session, attached, kernel, refreshing, .. } = self;
         kernel.get_or_init(|| session.notifier());
         let served = refreshing.start(session.notifier()).and_then(|()| session.run());
         let served = served.map_err(Error::io(|| "answer the kernel's requests".to_owned()));

@@ -80,6 +80,11 @@ impl Passthrough {
         Some(backing)
     }
 
+    /// How many files the kernel reads by itself.
+    pub(super) fn count(&self) -> usize {
+        self.open.lock().by_inode.len()
+    }
+
     /// Gives back what an opening held.
     pub(super) fn release(&self, handle: u64) {
         let mut open = self.open.lock();

@@ -6,9 +6,11 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::ahead::{Ahead, Kernel};
+use super::counters::{Counters, Sources, Tally};
 use super::files::{NO_HANDLE, OpenFile, OpenFiles};
 use super::inodes::{Held, Inodes};
 use super::listings::{Listed, Listing, Listings};
+use super::passthrough::Passthrough;
 use super::refresh::Refresher;
 use crate::error::{Error, Result};
 use crate::layer::{ReadAt, Seek};
@@ -32,6 +34,7 @@ pub(super) struct Server {
     ahead: Ahead,
     files: Arc<OpenFiles>,
     refresher: Refresher,
+    tally: Arc<Tally>,
 }
 
 /// A node as the kernel is told of it.
@@ -93,9 +96,27 @@ impl Server {
         let inodes = Arc::new(Inodes::new(view.root()));
         let is_labelled = view.is_labelled();
         let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        let listings = Arc::new(Listings::default());
-        let ahead = Ahead::new(Arc::clone(&inodes), Arc::clone(&listings), kernel);
-        Self { view, is_labelled, owner, inodes, listings, ahead, files, refresher }
+        let tally = Arc::<Tally>::default();
+        let listings = Arc::new(Listings::new(Arc::clone(&tally)));
+        let ahead = Ahead::new(Arc::clone(&inodes), Arc::clone(&listings), kernel, Arc::clone(&tally));
+        Self { view, is_labelled, owner, inodes, listings, ahead, files, refresher, tally }
+    }
+
+    /// What is counted here.
+    pub(super) fn tally(&self) -> Arc<Tally> {
+        Arc::clone(&self.tally)
+    }
+
+    /// What is counted and held here, for others.
+    pub(super) fn counters(&self, passthrough: Arc<Passthrough>) -> Counters {
+        Counters::new(Sources {
+            tally: Arc::clone(&self.tally),
+            inodes: Arc::clone(&self.inodes),
+            listings: Arc::clone(&self.listings),
+            files: Arc::clone(&self.files),
+            passthrough,
+            view: self.view.clone(),
+        })
     }
 
     /// A node's attributes as users see them.

@@ -25,7 +25,8 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
@@ -44,6 +45,7 @@ pub use in_layer::{Form, LayerNode};
 pub use in_union::UnionNode;
 use names::NameTree;
 pub use node::{Entry, Identity, Link, Node};
+pub use status::{Force, Measure, Service};
 pub use text::Text;
 
 /// How many unions are remembered between look-ups.
@@ -56,6 +58,8 @@ pub struct Options {
     pub whiteouts: Form,
     /// Where the store is; for people.
     pub source: PathBuf,
+    /// How the process that reads the store is confined; none where that is nobody's business.
+    pub confinement: Vec<Measure>,
 }
 
 /// The tree of one store.
@@ -109,6 +113,9 @@ struct Shared {
     options: Options,
     /// Guards the newest snapshot; held only to copy or replace it.
     snapshot: RwLock<Arc<Snapshot>>,
+    /// How often the store was read again.
+    rescans: AtomicU64,
+    told: status::Told,
 }
 
 /// One state of the store, with what the folders look up in it.
@@ -139,7 +146,8 @@ impl View {
     pub fn new(store: Box<dyn Store>, options: Options) -> Result<Self> {
         let store: Arc<dyn Store> = store.into();
         let snapshot = RwLock::new(Arc::new(Snapshot::read(store.as_ref(), None)?));
-        Ok(Self { shared: Arc::new(Shared { store, options, snapshot }) })
+        let (rescans, told) = (AtomicU64::new(0), status::Told::default());
+        Ok(Self { shared: Arc::new(Shared { store, options, snapshot, rescans, told }) })
     }
 
     /// The root directory.
@@ -167,6 +175,17 @@ impl View {
     #[must_use]
     pub fn damage(&self) -> Vec<Damage> {
         self.shared.snapshot.read().catalogue.damage.clone()
+    }
+
+    /// How often the store was read again because it changed.
+    #[must_use]
+    pub fn rescans(&self) -> u64 {
+        self.shared.rescans.load(Ordering::Relaxed)
+    }
+
+    /// Has `status` show the figures of who serves this view; the first one stays.
+    pub fn served_by(&self, service: Weak<dyn Service>) {
+        self.shared.told.served_by(service);
     }
 
     /// Whether files of the store have `SELinux` labels.
@@ -199,6 +218,7 @@ impl Shared {
                         log::warn!("{}: {}", new.what, new.why);
                     }
                     let fresh = Arc::new(fresh);
+                    self.rescans.fetch_add(1, Ordering::Relaxed);
                     *self.snapshot.write() = Arc::clone(&fresh);
                     fresh
                 }
