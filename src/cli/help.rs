@@ -89,7 +89,8 @@ Environment:
   XDG_CONFIG_HOME, XDG_DATA_HOME, HOME
                     where a rootless Docker's daemon.json and store are looked for
 
-USR1 has it log what it has done and what it holds, which status shows too.
+USR1 has it log what it has done and what it holds, which status shows too, and --metrics
+tells Prometheus at http://HOST:PORT/metrics.
 
 TERM and INT unmount and end it; if the mount is in use, it is detached, and its users have
 10 seconds. A mount point in the store, or around it, is refused: reading would never end.";

@@ -11,6 +11,7 @@ mod args;
 mod daemon;
 mod help;
 mod logging;
+mod metrics;
 mod mount;
 mod mountinfo;
 mod mountpoint;

@@ -12,7 +12,7 @@ use super::args::{Mount, Place};
 use super::daemon::{self, Audience};
 use super::source::Surroundings;
 use super::unmount::{canonical, mounts};
-use super::{Exit, Failure, logging, mountpoint, overlap, signals, source, words};
+use super::{Exit, Failure, logging, metrics, mountpoint, overlap, signals, source, words};
 use crate::mount::{self, Opens};
 use crate::store::{self, Damage};
 use crate::sys;
@@ -69,6 +69,10 @@ fn serve(request: &Mount, audience: &mut Audience) -> Result<(), Failure> {
         threads: options.threads.unwrap_or(cpus.clamp(*THREADS.start(), *THREADS.end())),
         mount_point: mount_point.clone(),
     };
+    let metrics = match request.metrics.as_slice() {
+        [] => None,
+        addresses => Some(metrics::bind(addresses)?),
+    };
     let held = signals::hold(request.place)
         .map_err(|error| Failure::failed(format!("cannot receive signals: {}", words(&error))))?;
     let mut mounted = mount::mount(view, &mount_options)?;
@@ -79,10 +83,15 @@ fn serve(request: &Mount, audience: &mut Audience) -> Result<(), Failure> {
     log::info!("mounted {status}");
     let told = audience.ready(&format!("serving {status}"), trouble(&damage, &request.mount_point));
     let watched = match told {
-        Ok(()) => held.watch(unmounter, mount_point, counters),
+        Ok(()) => held.watch(unmounter, mount_point, counters.clone()),
         Err(error) => unmounter.unmount().and(Err(error)),
     };
     watched.map_err(|error| Failure::failed(format!("gave up {status}: {}", words(&error))))?;
+    if let Some(endpoint) = metrics
+        && let Err(error) = endpoint.serve(counters)
+    {
+        log::warn!("no metrics are served: {}", words(&error));
+    }
     mounted.serve()?;
     log::info!("unmounted {status}");
     Ok(())
