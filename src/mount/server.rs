@@ -15,7 +15,7 @@ use super::refresh::Refresher;
 use crate::error::{Error, Result};
 use crate::layer::{ReadAt, Seek};
 use crate::meta::Meta;
-use crate::name::Name;
+use crate::name::{NAME_MAX, Name};
 use crate::root::Space;
 use crate::view::{Identity, Node, View};
 
@@ -135,7 +135,12 @@ impl Server {
         let dir = self.held(parent)?;
         let changes = dir.node().changes();
         let Some(name) = Name::new(name) else { return Ok(Looked::Absent { valid: Duration::ZERO }) };
-        let Some(entry) = dir.node().lookup(&name)? else { return Ok(Looked::Absent { valid: validity(changes) }) };
+        let Some(entry) = dir.node().lookup(&name)? else {
+            // Marks of long names are longer, but nothing else is.
+            let is_possible = name.as_bytes().len() <= NAME_MAX;
+            let too_long = || Error::io(|| "look up a name".to_owned())(Errno::NAMETOOLONG);
+            return if is_possible { Ok(Looked::Absent { valid: validity(changes) }) } else { Err(too_long()) };
+        };
         let Listed { held, meta, .. } = Listed::new(dir.key(), parent, name, entry);
         let valid = validity(changes || held.node().is_momentary());
         let attributes = Attributes {
@@ -297,6 +302,7 @@ impl Server {
     /// The value of an extended attribute. Where the store has no `SELinux` labels, a missing one is answered by "not
     /// supported", as kernels without them do: then `ls -l` asks once, and not for each file.
     pub(super) fn xattr(&self, number: u64, name: &[u8]) -> Result<Option<Vec<u8>>> {
+        is_xattr_name(name).map_err(Error::io(|| "read an attribute".to_owned()))?;
         match self.held(number)?.node().xattr(name)? {
             None if name == b"security.selinux" && !self.is_labelled => {
                 Err(Error::io(|| "read a label".to_owned())(Errno::OPNOTSUPP))
@@ -315,6 +321,16 @@ impl Server {
 
     pub(super) fn space(&self) -> Result<Space> {
         self.view.space()
+    }
+}
+
+/// Whether there can be such an extended attribute, as `xattr_resolve_name()` tells it.
+fn is_xattr_name(name: &[u8]) -> std::result::Result<(), Errno> {
+    const NAMESPACES: [&[u8]; 4] = [b"user.", b"trusted.", b"security.", b"system."];
+    match NAMESPACES.iter().find_map(|namespace| name.strip_prefix(*namespace)) {
+        Some([]) => Err(Errno::INVAL),
+        Some(_) => Ok(()),
+        None => Err(Errno::OPNOTSUPP),
     }
 }
 

@@ -155,6 +155,19 @@ impl KernelOverlay {
     /// be. (Laid under it, it would make the layer's own redirects and opaque marks count, which the bottom layer's do not.) The
     /// attributes of the root are then the empty directory's.
     pub fn new(layers: &[PathBuf], options: &OverlayOptions) -> Result<Self, Errno> {
+        Self::with(layers, options, MountAttrFlags::MOUNT_ATTR_RDONLY)
+    }
+
+    /// The same, mounted as docker-fs mounts: without setuid and devices.
+    pub fn restricted(layers: &[PathBuf]) -> Result<Self, Errno> {
+        let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+            | MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOATIME;
+        Self::with(layers, &OverlayOptions::default(), attributes)
+    }
+
+    fn with(layers: &[PathBuf], options: &OverlayOptions, attributes: MountAttrFlags) -> Result<Self, Errno> {
         let empty = (layers.len() == 1 && options.upper.is_none()).then(|| super::scratch("empty"));
         let mut paths: Vec<&Path> = empty.iter().map(tempfile::TempDir::path).collect();
         paths.extend(layers.iter().map(PathBuf::as_path));
@@ -183,7 +196,7 @@ impl KernelOverlay {
         }
         fsconfig_set_flag(&fs, "ro")?;
         fsconfig_create(&fs)?;
-        let root = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)?;
+        let root = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
         Ok(Self { root, _empty: empty })
     }
 
