@@ -41,8 +41,8 @@ const RETRIES: usize = 64;
 #[derive(Debug)]
 pub struct Root {
     path: PathBuf,
-    /// The directory where it was found; mounts below it are there.
-    found: OwnedFd,
+    /// The directory where it was found; mounts below it are there. `None` since it was let go of.
+    found: Option<OwnedFd>,
     /// The same directory for reading: a private clone without access times, or a copy of `found`.
     reading: OwnedFd,
     /// Whether `reading` is a private clone, in which no symbolic link is followed and nobody can mount anything: there
@@ -97,8 +97,13 @@ impl Root {
     /// # Errors
     /// [`Error::Io`], also where a part of `path` is a symbolic link.
     pub fn sub(&self, path: &TreePath) -> Result<Self> {
-        match resolve(self.found.as_fd(), path, FOLDER, ResolveFlags::empty()) {
-            Ok(found) => Self::of(self.host_path(path), found),
+        let opened = match &self.found {
+            Some(found) => resolve(found.as_fd(), path, FOLDER, ResolveFlags::empty()),
+            None => resolve(self.reading.as_fd(), path, FOLDER, ResolveFlags::NO_XDEV),
+        };
+        match opened {
+            Ok(found) if self.found.is_some() => Self::of(self.host_path(path), found),
+            Ok(reading) => Ok(Self { path: self.host_path(path), found: None, reading, is_private: self.is_private }),
             Err(Errno::NOTDIR) if self.stat(path)?.is_some_and(|meta| meta.kind == Kind::Symlink) => {
                 Err(Error::Unsupported {
                     what: self.shown(path),
@@ -120,7 +125,25 @@ impl Root {
                 (copy.map_err(Error::io(|| format!("open {}", path.display())))?, false)
             }
         };
-        Ok(Self { path, found, reading, is_private })
+        Ok(Self { path, found: Some(found), reading, is_private })
+    }
+
+    /// Lets go of the mount on which it was found, from which all of the host can be reached. From then on mounts below
+    /// are out of sight, to [`Root::sub`] too.
+    pub fn let_go(&mut self) {
+        self.found = None;
+    }
+
+    /// The descriptor by which everything here is read.
+    #[must_use]
+    pub fn reading_fd(&self) -> BorrowedFd<'_> {
+        self.reading.as_fd()
+    }
+
+    /// Whether it is read through a private clone of its mount.
+    #[must_use]
+    pub fn is_private(&self) -> bool {
+        self.is_private
     }
 
     /// Where a path below lies on the host; for messages and for people, not for opening.
@@ -302,22 +325,13 @@ impl Root {
     /// [`Error::Io`].
     pub fn xattr(&self, path: &TreePath, attribute: &[u8]) -> Result<Option<Vec<u8>>> {
         let doing = || format!("read the attribute {:?} of {}", String::from_utf8_lossy(attribute), self.shown(path));
-        let read = match self.plain(path) {
-            Some(plain) => growing(256, |value| xattr_at(self.reading.as_fd(), plain, attribute, value)),
-            None => Err(Errno::NOSYS),
-        };
-        let read = match read {
-            // An older kernel, or no plain path.
-            Err(Errno::NOSYS) => {
-                let (dir, name) = self.parent(path).map_err(Error::io(doing))?;
-                let entry = entry_path(dir.as_fd(), name.as_ref());
-                growing(256, |value| match &name {
-                    Some(_) => rustix::fs::lgetxattr(&entry, attribute, value),
-                    None => rustix::fs::getxattr(&entry, attribute, value),
-                })
+        let read = self.by_entry(path, |dir, entry| {
+            match growing(256, |value| xattr_at(dir, entry, attribute, value)) {
+                // An older kernel.
+                Err(Errno::NOSYS) => growing(256, |value| rustix::fs::lgetxattr(path_in(dir, entry), attribute, value)),
+                read => read,
             }
-            read => read,
-        };
+        });
         match read {
             Ok(value) => Ok(Some(value)),
             Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
@@ -331,11 +345,12 @@ impl Root {
     /// [`Error::Io`].
     pub fn xattr_names(&self, path: &TreePath) -> Result<Vec<Vec<u8>>> {
         let doing = || format!("list the attributes of {}", self.shown(path));
-        let (dir, name) = self.parent(path).map_err(Error::io(doing))?;
-        let entry = entry_path(dir.as_fd(), name.as_ref());
-        let list = growing(1_024, |list| match &name {
-            Some(_) => rustix::fs::llistxattr(&entry, list),
-            None => rustix::fs::listxattr(&entry, list),
+        let list = self.by_entry(path, |dir, entry| {
+            match growing(1_024, |list| xattr_list_at(dir, entry, list)) {
+                // An older kernel.
+                Err(Errno::NOSYS) => growing(1_024, |list| rustix::fs::llistxattr(path_in(dir, entry), list)),
+                list => list,
+            }
         });
         match list {
             Ok(list) => Ok(list.split(|b| *b == 0).filter(|n| !n.is_empty()).map(<[u8]>::to_vec).collect()),
@@ -368,6 +383,21 @@ impl Root {
     fn handle(&self, path: &TreePath) -> rustix::io::Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         resolve(self.reading.as_fd(), path, flags, ResolveFlags::NO_XDEV)
+    }
+
+    /// Calls with an open directory and a path below it that leads nowhere else: a plain one, or a name.
+    fn by_entry<T>(
+        &self,
+        path: &TreePath,
+        call: impl FnOnce(BorrowedFd<'_>, &[u8]) -> rustix::io::Result<T>,
+    ) -> rustix::io::Result<T> {
+        match self.plain(path) {
+            Some(plain) => call(self.reading.as_fd(), plain),
+            None => {
+                let (dir, name) = self.parent(path)?;
+                call(dir.as_fd(), name.as_ref().map_or(b".", Name::as_bytes))
+            }
+        }
     }
 
     /// The directory that holds the path, and its name there; for the root itself the root and no name.
@@ -579,17 +609,10 @@ fn each_entry(dir: &OwnedFd, mut call: impl FnMut(u64, Name)) -> rustix::io::Res
     Ok(())
 }
 
-/// The path by which calls that know no descriptors reach an entry of an open directory, or the directory itself.
-fn entry_path(dir: BorrowedFd<'_>, name: Option<&Name>) -> Vec<u8> {
-    path_in(dir, name.map(Name::as_bytes).unwrap_or_default())
-}
-
+/// The path by which calls that know no descriptors reach what is at a plain path below an open directory.
 fn path_in(dir: BorrowedFd<'_>, plain: &[u8]) -> Vec<u8> {
-    let mut path = format!("/proc/self/fd/{}", dir.as_raw_fd()).into_bytes();
-    if !plain.is_empty() {
-        path.push(b'/');
-        path.extend_from_slice(plain);
-    }
+    let mut path = format!("/proc/self/fd/{}/", dir.as_raw_fd()).into_bytes();
+    path.extend_from_slice(plain);
     path
 }
 
@@ -599,18 +622,17 @@ fn is_bare(dir: BorrowedFd<'_>, plain: &[u8], kind: Kind) -> bool {
     if !matches!(kind, Kind::Regular | Kind::Directory) {
         return false;
     }
-    let size = std::ffi::CString::new(plain).map_err(Into::into);
-    match size.and_then(|name| sys::xattr_list_size_at(dir, &name)) {
-        Ok(size) => size == 0,
-        Err(error) => match Errno::from_io_error(&error) {
-            Some(Errno::OPNOTSUPP) => true,
-            Some(Errno::NOSYS) => {
-                let size = rustix::fs::llistxattr_query(path_in(dir, plain));
-                matches!(size, Ok(0) | Err(Errno::OPNOTSUPP))
-            }
-            _ => false,
-        },
-    }
+    let size = match xattr_list_at(dir, plain, &mut []) {
+        Err(Errno::NOSYS) => rustix::fs::llistxattr_query(path_in(dir, plain)),
+        size => size,
+    };
+    matches!(size, Ok(0) | Err(Errno::OPNOTSUPP))
+}
+
+/// The list of extended attributes of what is at a plain path below an open directory; its size where there is no room.
+fn xattr_list_at(dir: BorrowedFd<'_>, plain: &[u8], list: &mut [u8]) -> rustix::io::Result<usize> {
+    let name = std::ffi::CString::new(plain).map_err(|_nul| Errno::INVAL)?;
+    sys::xattr_list_at(dir, &name, list).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }
 
 /// An extended attribute of what is at a plain path below an open directory.
