@@ -448,7 +448,7 @@ fn the_page_cache_holds_a_file_once() {
         .flat_map(|place| ["one", "two"].map(|name| place.join(name)))
         .map(|path| File::open(path).unwrap())
         .collect();
-    let stopped = Stopped::new(bench.mount.daemon().unwrap());
+    let stopped = Stopped::new(bench.mount.server().unwrap());
     let (send, receive) = mpsc::channel();
     let reader = std::thread::spawn(move || {
         for (n, file) in files.iter().enumerate() {

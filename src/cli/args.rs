@@ -14,6 +14,7 @@ use super::Failure;
 use super::help;
 use super::options::Options;
 use super::words;
+use crate::mount::How;
 use crate::store;
 
 /// What is to be done.
@@ -50,7 +51,7 @@ pub(super) enum Place {
 pub(super) struct Unmount {
     /// An absolute path.
     pub(super) dir: PathBuf,
-    pub(super) how: super::unmount::How,
+    pub(super) how: How,
 }
 
 #[derive(Debug, Parser)]
@@ -121,10 +122,9 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command,
         Err(error) => return not_parsed(&error),
     };
     match typed.command {
-        Some(TypedCommand::Unmount { lazy, dir }) => Ok(Command::Unmount(Unmount {
-            dir: absolute(dir)?,
-            how: if lazy { super::unmount::How::Lazy } else { super::unmount::How::Plain },
-        })),
+        Some(TypedCommand::Unmount { lazy, dir }) => {
+            Ok(Command::Unmount(Unmount { dir: absolute(dir)?, how: if lazy { How::Lazy } else { How::Plain } }))
+        }
         None => mount(typed).map(|mount| Command::Mount(Box::new(mount))),
     }
 }
@@ -193,7 +193,6 @@ fn not_parsed(error: &clap::Error) -> Result<Command, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::unmount::How;
 
     fn read(words: &[&str]) -> Result<Command, Failure> {
         parse(["docker-fs"].iter().chain(words).map(OsString::from))

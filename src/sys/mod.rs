@@ -4,6 +4,9 @@
 
 #![allow(unsafe_code)]
 
+#[cfg(feature = "mount")]
+pub(crate) mod jail;
+
 use std::ffi::CStr;
 use std::io;
 use std::mem::size_of;

@@ -44,6 +44,7 @@ pub use in_layer::{Form, LayerNode};
 pub use in_union::UnionNode;
 use names::NameTree;
 pub use node::{Entry, Identity, Link, Node};
+pub use status::{Force, Measure};
 pub use text::Text;
 
 /// How many unions are remembered between look-ups.
@@ -56,6 +57,8 @@ pub struct Options {
     pub whiteouts: Form,
     /// Where the store is; for people.
     pub source: PathBuf,
+    /// How the process that reads the store is confined; none where that is nobody's business.
+    pub confinement: Vec<Measure>,
 }
 
 /// The tree of one store.
@@ -161,6 +164,17 @@ impl View {
             }
         }
         Ok(Some(node))
+    }
+
+    /// Reads the store again, whether or not it seems to have changed.
+    ///
+    /// # Errors
+    /// Where it cannot be read; it is then shown as it was.
+    pub fn rescan(&self) -> Result<()> {
+        let known = Arc::clone(&self.shared.snapshot.read());
+        let fresh = Snapshot::read(self.shared.store.as_ref(), Some(&known))?;
+        *self.shared.snapshot.write() = Arc::new(fresh);
+        Ok(())
     }
 
     /// What was wrong with the store when it was last read.

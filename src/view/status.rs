@@ -8,7 +8,7 @@ use super::{Entry, Form, Shared, Snapshot, Text, facts};
 use crate::store::{Image, Standing};
 
 #[derive(Serialize)]
-struct Status {
+struct Status<'a> {
     version: &'static str,
     source: String,
     kind: &'static str,
@@ -18,7 +18,31 @@ struct Status {
     references: usize,
     layers: usize,
     containers: usize,
+    confinement: &'a [Measure],
     damage: Vec<Damage>,
+}
+
+/// One of the measures by which the process that reads the store is confined.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Measure {
+    /// Its name.
+    pub step: &'static str,
+    /// Whether it is in force.
+    pub state: Force,
+    /// Why it is not, and what that means; or in what it falls short.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+}
+
+/// Whether a measure is in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum Force {
+    /// It is.
+    #[serde(rename = "in force")]
+    Full,
+    /// It is not.
+    #[serde(rename = "not in force")]
+    None,
 }
 
 #[derive(Serialize)]
@@ -73,6 +97,7 @@ fn content(shared: &Shared, snapshot: &Snapshot) -> Vec<u8> {
         references: catalogue.references.len(),
         layers: catalogue.layers.len(),
         containers: catalogue.containers.len(),
+        confinement: &shared.options.confinement,
         damage: damage.collect(),
     })
 }
