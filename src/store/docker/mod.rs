@@ -96,8 +96,12 @@ pub fn open(data_root: Root, options: &Options) -> Result<Option<Box<dyn Store>>
     });
     let skipped = skipped.collect();
     let image = image.sub(&path(name))?;
+    let layers = match image.sub(&path(layerdb::LAYERS)) {
+        Err(error) if error.is_transient() => return Err(error),
+        layers => layers.ok(),
+    };
     Ok(Some(Box::new(Docker {
-        layers: image.sub(&path(layerdb::LAYERS)).ok(),
+        layers,
         driver: opener(&data_root, options)?,
         containers: Containers::new(data_root),
         skipped,
