@@ -502,7 +502,7 @@ fn term_and_int_unmount_and_are_success() {
         return;
     }
     let bench = Bench::new();
-    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+    for signal in [Signal::TERM, Signal::INT] {
         let mut serving = Foreground::new(&bench, &[]);
         assert_eq!(mounts_at(&bench.mount_point()), 1);
         serving.signal(signal);
@@ -511,7 +511,7 @@ fn term_and_int_unmount_and_are_success() {
         assert_eq!(mounts_at(&bench.mount_point()), 0, "{signal:?}");
         assert_eq!(message(&serving.socket), "STOPPING=1\n", "{signal:?}");
     }
-    // In the background a closed terminal is nothing.
+    // In the background HUP is no closed terminal.
     let mounted = Mounted::new(&bench.store(), &bench.mount_point());
     let pid = mounted.daemon().unwrap();
     kill(pid, Signal::HUP);
@@ -519,6 +519,60 @@ fn term_and_int_unmount_and_are_success() {
     kill(pid, Signal::TERM);
     wait_until("ending", || processes_with(mounted.path()) == 0);
     assert_eq!(mounts_at(mounted.path()), 0);
+}
+
+/// Starts a mount in the foreground of a terminal, by a shell that does this first.
+fn in_a_terminal(bench: &Bench, first: &str) -> Child {
+    let line =
+        format!("{first} exec '{DOCKER_FS}' -f '{}' '{}'", bench.store().display(), bench.mount_point().display());
+    let mut terminal = Command::new("script");
+    terminal.args(["-q", "-c", &line, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::null());
+    let child = terminal.spawn().unwrap();
+    wait_until("mounting", || bench.mount_point().join("status").exists());
+    child
+}
+
+#[test]
+fn a_closed_terminal_ends_a_mount_in_its_foreground() {
+    if !require_privileges("mounting") {
+        return;
+    }
+    let bench = Bench::new();
+    for (first, stays) in [("", false), ("trap '' HUP;", true)] {
+        let mut terminal = in_a_terminal(&bench, first);
+        let keeper = support::mount::keeper(&bench.mount_point()).unwrap();
+        terminal.kill().unwrap();
+        terminal.wait().unwrap();
+        if stays {
+            wait_until("reading the tree", || bench.mount_point().join("status").exists());
+            assert_eq!(mounts_at(&bench.mount_point()), 1);
+            kill(keeper, Signal::TERM);
+        }
+        wait_until("ending", || processes_with(&bench.mount_point()) == 0);
+        assert_eq!(mounts_at(&bench.mount_point()), 0);
+    }
+}
+
+#[test]
+fn without_a_terminal_hup_reads_the_store_again() {
+    if !require_privileges("mounting") {
+        return;
+    }
+    let bench = Bench::new();
+    let log = bench.path("log");
+    let mut command = Command::new("setsid");
+    command.arg(DOCKER_FS).args(["-f", "-v", "--log-file"]).arg(&log).args([bench.store(), bench.mount_point()]);
+    let mut child = command.stdin(Stdio::null()).spawn().unwrap();
+    wait_until("mounting", || bench.mount_point().join("status").exists());
+    let said = |what: &str| fs::read_to_string(&log).unwrap().contains(what);
+    kill(child.id(), Signal::HUP);
+    wait_until("reading the store again", || said("info: the store was read again"));
+    kill(child.id(), Signal::USR1);
+    wait_until("counting", || said("info: counters:"));
+    assert!(bench.mount_point().join("status").exists());
+    kill(child.id(), Signal::TERM);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(mounts_at(&bench.mount_point()), 0);
 }
 
 #[test]
@@ -624,7 +678,9 @@ fn relative_paths_are_those_of_where_it_was_started() {
     let log = log();
     let lines: Vec<&str> = log.lines().filter_map(|line| line.split_once(' ').map(|(_, text)| text)).collect();
     let told = bench.fill("{d}/store on {d}/m");
-    assert_eq!(lines, [format!("docker-fs: info: mounted {told}"), format!("docker-fs: info: unmounted {told}")]);
+    let (confined, mounts) = lines.split_first().unwrap();
+    assert!(confined.starts_with("docker-fs: info: the server is confined by namespaces, root, "), "{confined}");
+    assert_eq!(mounts, [format!("docker-fs: info: mounted {told}"), format!("docker-fs: info: unmounted {told}")]);
 }
 
 #[test]
@@ -634,12 +690,14 @@ fn the_background_lets_go_of_its_callers_pipes() {
     }
     let bench = Bench::new();
     let mounted = Mounted::new(&bench.store(), &bench.mount_point());
-    let pid = mounted.daemon().unwrap();
-    for stream in 0..3 {
-        let target = fs::read_link(format!("/proc/{pid}/fd/{stream}")).unwrap();
-        assert_eq!(target, Path::new("/dev/null"), "descriptor {stream}");
+    let pid = mounted.server().unwrap();
+    for pid in [mounted.daemon().unwrap(), pid] {
+        for stream in 0..3 {
+            let target = fs::read_link(format!("/proc/{pid}/fd/{stream}")).unwrap();
+            assert_eq!(target.file_name(), Some(OsStr::new("null")), "descriptor {stream} of {pid}");
+        }
+        assert_eq!(fs::read_link(format!("/proc/{pid}/cwd")).unwrap(), Path::new("/"));
     }
-    assert_eq!(fs::read_link(format!("/proc/{pid}/cwd")).unwrap(), Path::new("/"));
     let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
     let files: Vec<&str> =
         limits.lines().find(|line| line.starts_with("Max open files")).unwrap().split_whitespace().collect();

@@ -131,7 +131,7 @@ fn parallel_readers_see_the_same_and_leave_nothing() {
     let dir = support::scratch("stress");
     let root = store(dir.path().join("docker")).finish();
     let mount = Mounted::new(&root, &dir.path().join("mnt"));
-    let pid = mount.daemon().unwrap();
+    let pid = mount.server().unwrap();
 
     let first = images(mount.path());
     drop_caches(3);

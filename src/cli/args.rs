@@ -16,6 +16,7 @@ use super::help;
 use super::metrics;
 use super::options::Options;
 use super::words;
+use crate::mount::How;
 use crate::store;
 
 /// What is to be done.
@@ -54,7 +55,7 @@ pub(super) enum Place {
 pub(super) struct Unmount {
     /// An absolute path.
     pub(super) dir: PathBuf,
-    pub(super) how: super::unmount::How,
+    pub(super) how: How,
 }
 
 #[derive(Debug, Parser)]
@@ -127,10 +128,9 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command,
         Err(error) => return not_parsed(&error),
     };
     match typed.command {
-        Some(TypedCommand::Unmount { lazy, dir }) => Ok(Command::Unmount(Unmount {
-            dir: absolute(dir)?,
-            how: if lazy { super::unmount::How::Lazy } else { super::unmount::How::Plain },
-        })),
+        Some(TypedCommand::Unmount { lazy, dir }) => {
+            Ok(Command::Unmount(Unmount { dir: absolute(dir)?, how: if lazy { How::Lazy } else { How::Plain } }))
+        }
         None => mount(typed).map(|mount| Command::Mount(Box::new(mount))),
     }
 }
@@ -201,7 +201,6 @@ fn not_parsed(error: &clap::Error) -> Result<Command, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::unmount::How;
 
     fn read(words: &[&str]) -> Result<Command, Failure> {
         parse(["docker-fs"].iter().chain(words).map(OsString::from))

@@ -41,6 +41,8 @@ of a rootless Docker.
 Mount options (-o):
   allow_other         let other users in, with the permissions that the files have
   fsname=NAME         what df and findmnt show as the source; \\, is a comma
+  jail=full           the process that reads the store has no more rights than that takes [default]
+  jail=none           … has those of whoever mounts: to find out whether the jail is at fault
   kind=KIND           as --kind
   log_file=FILE       as --log-file
   noexec              let no program be started from the mount
@@ -93,7 +95,8 @@ USR1 has it log what it has done and what it holds, which status shows too, and 
 tells Prometheus at http://HOST:PORT/metrics.
 
 TERM and INT unmount and end it; if the mount is in use, it is detached, and its users have
-10 seconds. A mount point in the store, or around it, is refused: reading would never end.";
+10 seconds. HUP has the store read again (but ends a mount in the foreground of a terminal),
+USR1 logs counters. A mount point in the store, or around it, is refused: reading would never end.";
 
 pub(super) const UNMOUNT: &str = "Ends a mount of docker-fs";
 

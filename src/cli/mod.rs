@@ -10,6 +10,8 @@
 mod args;
 mod daemon;
 mod help;
+mod keeper;
+mod link;
 mod logging;
 mod metrics;
 mod mount;
@@ -18,6 +20,7 @@ mod mountpoint;
 mod notify;
 mod options;
 mod overlap;
+mod server;
 mod signals;
 mod source;
 mod unmount;

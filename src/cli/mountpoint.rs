@@ -8,8 +8,9 @@ use std::fs::OpenOptions;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use super::unmount::{FUSERMOUNT, How, canonical, is_dead, mounts, unmount};
+use super::unmount::{canonical, is_dead, mounts};
 use super::{Failure, words};
+use crate::mount::{FUSERMOUNT, How, unmount};
 
 /// Dead mounts upon each other that are detached before giving up.
 const DEAD_MAX: usize = 16;

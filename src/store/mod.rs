@@ -8,6 +8,7 @@ pub mod driver;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
@@ -120,6 +121,20 @@ pub trait Store: Debug + Send + Sync {
     /// # Errors
     /// Where it could not be asked.
     fn space(&self) -> Result<Space>;
+
+    /// The directories below which everything is read that is not open yet; none for a store that has no files.
+    fn footholds(&self) -> Vec<BorrowedFd<'_>> {
+        Vec::new()
+    }
+
+    /// Whether each of the footholds is a private clone, from which nothing else of the host can be reached.
+    fn is_private(&self) -> bool {
+        true
+    }
+
+    /// Lets go of all descriptors from which more of the host can be reached than the store, as far as the system allows.
+    /// What is mounted below the store later is then out of sight.
+    fn let_go(&mut self) {}
 }
 
 /// Tells one state of a file or directory from another.

@@ -171,6 +171,17 @@ impl View {
         Ok(Some(node))
     }
 
+    /// Reads the store again, whether or not it seems to have changed.
+    ///
+    /// # Errors
+    /// Where it cannot be read; it is then shown as it was.
+    pub fn rescan(&self) -> Result<()> {
+        let known = Arc::clone(&self.shared.snapshot.read());
+        let fresh = Snapshot::read(self.shared.store.as_ref(), Some(&known))?;
+        *self.shared.snapshot.write() = Arc::new(fresh);
+        Ok(())
+    }
+
     /// What was wrong with the store when it was last read.
     #[must_use]
     pub fn damage(&self) -> Vec<Damage> {

@@ -4,6 +4,8 @@
 //! * `stack` makes stacks of overlay2 directories, at random or by hand, and shrinks one that fails.
 //! * `mount` mounts docker-fs, kernel overlayfs and tmpfs, and unmounts them on drop.
 //! * `tree` reads a directory tree into a map and tells two maps apart.
+//! * `view` reads all of a view through the library.
+//! * `filter` takes system calls away.
 
 #![allow(
     dead_code,
@@ -16,10 +18,12 @@
     clippy::string_slice
 )]
 
+pub mod filter;
 pub mod mount;
 pub mod stack;
 pub mod store;
 pub mod tree;
+pub mod view;
 
 use std::time::{Duration, Instant};
 

@@ -75,17 +75,46 @@ impl Mounted {
         &self.mountpoint
     }
 
-    /// The process that serves the mount, if it can be told by its command line.
+    /// The process that made the mount and ends it, if there is one.
     pub fn daemon(&self) -> Option<u32> {
-        fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
-            let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
-            let line = fs::read(entry.path().join("cmdline")).ok()?;
-            let mut words = line.split(|byte| *byte == 0);
-            let program = Path::new(OsStr::from_bytes(words.next()?));
-            let ours = program.file_name() == Some(OsStr::new("docker-fs"));
-            (ours && words.any(|word| word == self.mountpoint.as_os_str().as_bytes())).then_some(pid)
-        })
+        keeper(&self.mountpoint)
     }
+
+    /// The process that reads the store and answers the kernel, if there is one.
+    pub fn server(&self) -> Option<u32> {
+        server(&self.mountpoint)
+    }
+}
+
+/// The process of docker-fs that made the mount at a path and ends it; told by its command line.
+pub fn keeper(mountpoint: &Path) -> Option<u32> {
+    let all = processes(mountpoint);
+    all.iter().copied().find(|pid| parent(*pid).is_none_or(|parent| !all.contains(&parent)))
+}
+
+/// The process of docker-fs that answers for the mount at a path: the keeper's child.
+pub fn server(mountpoint: &Path) -> Option<u32> {
+    let all = processes(mountpoint);
+    all.iter().copied().find(|pid| parent(*pid).is_some_and(|parent| all.contains(&parent)))
+}
+
+fn processes(mountpoint: &Path) -> Vec<u32> {
+    let all = fs::read_dir("/proc").expect("list processes").flatten();
+    let ours = all.filter_map(|entry| {
+        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+        let line = fs::read(entry.path().join("cmdline")).ok()?;
+        let mut words = line.split(|byte| *byte == 0);
+        let program = Path::new(OsStr::from_bytes(words.next()?));
+        let ours = program.file_name() == Some(OsStr::new("docker-fs"));
+        (ours && words.any(|word| word == mountpoint.as_os_str().as_bytes())).then_some(pid)
+    });
+    ours.collect()
+}
+
+fn parent(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in brackets may hold anything.
+    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
 }
 
 impl Drop for Mounted {

@@ -1,7 +1,8 @@
 //! `layerdb/mounts` and `containers`: the containers' own layers.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -33,8 +34,8 @@ struct Config {
 #[derive(Debug)]
 pub(super) struct Containers {
     data_root: Root,
-    /// Guards the folder once it was found; held only to copy or set it.
-    folder: Mutex<Option<Arc<Root>>>,
+    /// Once it was found.
+    folder: OnceLock<Root>,
     /// Guards the stamps of all containers and when they were taken; held only to copy or set them.
     stamps: Mutex<Option<(Instant, Vec<Stamp>)>>,
 }
@@ -45,21 +46,41 @@ impl Containers {
     const TRUSTED: Duration = Duration::from_millis(50);
 
     pub(super) fn new(data_root: Root) -> Self {
-        Self { data_root, folder: Mutex::new(None), stamps: Mutex::new(None) }
+        Self { data_root, folder: OnceLock::new(), stamps: Mutex::new(None) }
     }
 
     /// The folder; `None` where there is none yet.
-    pub(super) fn folder(&self) -> Result<Option<Arc<Root>>> {
-        if let Some(folder) = self.folder.lock().clone() {
+    pub(super) fn folder(&self) -> Result<Option<&Root>> {
+        if let Some(folder) = self.folder.get() {
             return Ok(Some(folder));
         }
         let name = path("containers");
         if self.data_root.stat(&name)?.is_none_or(|meta| !meta.is_dir()) {
             return Ok(None);
         }
-        let folder = Arc::new(self.data_root.sub(&name)?);
-        *self.folder.lock() = Some(Arc::clone(&folder));
-        Ok(Some(folder))
+        let folder = self.data_root.sub(&name)?;
+        Ok(Some(self.folder.get_or_init(|| folder)))
+    }
+
+    /// The directory below which all of it is read: the data root while there is no folder, since the folder will be there.
+    pub(super) fn foothold(&self) -> BorrowedFd<'_> {
+        self.folder.get().unwrap_or(&self.data_root).reading_fd()
+    }
+
+    /// Whether all of it is read through private clones.
+    pub(super) fn is_private(&self) -> bool {
+        self.data_root.is_private() && self.folder.get().is_none_or(Root::is_private)
+    }
+
+    /// Finds the folder if it is there, and lets go of where it was found.
+    pub(super) fn let_go(&mut self) {
+        if let Err(error) = self.folder() {
+            log::debug!("while looking for containers: {error}");
+        }
+        self.data_root.let_go();
+        if let Some(folder) = self.folder.get_mut() {
+            folder.let_go();
+        }
     }
 
     /// What tells of every change of a container: a rename within its directory replaces its config.
@@ -70,7 +91,7 @@ impl Containers {
         let mut stamps = Vec::new();
         if let Some(all) = self.folder()? {
             stamps.push(Stamp::from(&all.meta()?));
-            let mut ids = ids(&all, &TreePath::root(), ContainerId::from_hex)?;
+            let mut ids = ids(all, &TreePath::root(), ContainerId::from_hex)?;
             ids.sort_unstable();
             for id in ids {
                 stamps.extend(all.stat(&path(&id.hex()))?.as_ref().map(Stamp::from));

@@ -21,6 +21,7 @@ mod layerdb;
 mod repositories;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::driver::{DRIVERS, Driver};
@@ -96,8 +97,12 @@ pub fn open(data_root: Root, options: &Options) -> Result<Option<Box<dyn Store>>
     });
     let skipped = skipped.collect();
     let image = image.sub(&path(name))?;
+    let layers = match image.sub(&path(layerdb::LAYERS)) {
+        Err(error) if error.is_transient() => return Err(error),
+        layers => layers.ok(),
+    };
     Ok(Some(Box::new(Docker {
-        layers: image.sub(&path(layerdb::LAYERS)).ok(),
+        layers,
         driver: opener(&data_root, options)?,
         containers: Containers::new(data_root),
         skipped,
@@ -221,7 +226,7 @@ impl Store for Docker {
         layerdb::read(&self.image, self.driver.as_ref(), known, &mut catalogue)?;
         imagedb::read(&self.image, references, known, &mut catalogue)?;
         if let Some(all) = self.containers.folder()? {
-            containers::read(&self.image, &all, self.driver.as_ref(), &mut catalogue)?;
+            containers::read(&self.image, all, self.driver.as_ref(), &mut catalogue)?;
         }
         Ok(catalogue)
     }
@@ -250,6 +255,25 @@ impl Store for Docker {
 
     fn space(&self) -> Result<Space> {
         self.driver.space()
+    }
+
+    fn footholds(&self) -> Vec<BorrowedFd<'_>> {
+        vec![self.image.reading_fd(), self.driver.root().reading_fd(), self.containers.foothold()]
+    }
+
+    fn is_private(&self) -> bool {
+        self.image.is_private() && self.driver.root().is_private() && self.containers.is_private()
+    }
+
+    fn let_go(&mut self) {
+        self.image.let_go();
+        self.containers.let_go();
+        if let Some(root) = self.driver.root_mut() {
+            root.let_go();
+        }
+        if let Some(layers) = &mut self.layers {
+            layers.let_go();
+        }
     }
 }
 

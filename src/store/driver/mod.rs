@@ -47,6 +47,12 @@ pub trait Driver: Debug + Send + Sync {
     /// # Errors
     /// Where it could not be asked.
     fn space(&self) -> Result<Space>;
+
+    /// The folder.
+    fn root(&self) -> &Root;
+
+    /// The folder, to let go of where it was found; `None` once a layer was opened.
+    fn root_mut(&mut self) -> Option<&mut Root>;
 }
 
 type Opener = fn(&Root, &Options) -> Result<Box<dyn Driver>>;

@@ -141,4 +141,12 @@ impl Driver for Overlay2 {
     fn space(&self) -> Result<Space> {
         self.root.space()
     }
+
+    fn root(&self) -> &Root {
+        &self.root
+    }
+
+    fn root_mut(&mut self) -> Option<&mut Root> {
+        Arc::get_mut(&mut self.root)
+    }
 }
