@@ -15,6 +15,7 @@ mod listings;
 mod passthrough;
 mod refresh;
 mod server;
+mod watch;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,6 +30,8 @@ pub use attach::Unmounter;
 use attach::{Attached, Way};
 pub use inodes::{Held, Inodes, Key, ROOT};
 use refresh::{Refresher, Refreshing};
+pub use watch::Controls;
+use watch::{Watcher, Watching};
 
 /// What `/proc/mounts` calls the type of these mounts.
 pub const TYPE: &str = "fuse.docker-fs";
@@ -72,6 +75,7 @@ pub struct Mounted {
     attached: Option<Attached>,
     kernel: ahead::Kernel,
     refreshing: Refreshing,
+    watching: Watching,
 }
 
 /// Mounts a view; returns when the kernel's first request was answered.
@@ -82,7 +86,9 @@ pub fn mount(view: View, options: &Options) -> Result<Mounted> {
     let files = Arc::default();
     let (refresher, refreshing) = Refresher::new(Arc::clone(&files));
     let kernel = ahead::Kernel::default();
-    let server = server::Server::new(view, Arc::clone(&kernel), files, refresher);
+    let watcher = Watcher::new().map_err(Error::io(|| "be woken by changes".to_owned()))?;
+    let server = server::Server::new(view, Arc::clone(&kernel), files, refresher, watcher);
+    let watching = server.watching();
     let adapter = adapter::Adapter::new(server, options.opens, options.allow_other);
     let doing = || format!("mount on {}", options.mount_point.display());
     let config = config(options);
@@ -90,7 +96,7 @@ pub fn mount(view: View, options: &Options) -> Result<Mounted> {
         Some((device, attached)) => match Session::from_fd(adapter, device, config.acl, config) {
             Ok(session) => {
                 attach::read_in_large_pieces(&options.mount_point);
-                Ok(Mounted { session, attached: Some(attached), kernel, refreshing })
+                Ok(Mounted { session, attached: Some(attached), kernel, refreshing, watching })
             }
             Err(error) => {
                 // The first error is the one to report.
@@ -100,7 +106,7 @@ pub fn mount(view: View, options: &Options) -> Result<Mounted> {
         },
         None => {
             let session = Session::new(adapter, &options.mount_point, &config).map_err(Error::io(doing))?;
-            Ok(Mounted { session, attached: None, kernel, refreshing })
+            Ok(Mounted { session, attached: None, kernel, refreshing, watching })
         }
     }
 }
@@ -143,14 +149,21 @@ impl Mounted {
         })
     }
 
+    /// What another thread needs to have the store read again.
+    #[must_use]
+    pub fn controls(&self) -> Controls {
+        self.watching.controls()
+    }
+
     /// Answers requests until the view is unmounted.
     ///
     /// # Errors
     /// [`Error::Io`] where the kernel can no longer be talked to.
     pub fn serve(self) -> Result<()> {
-        let Self { session, attached, kernel, refreshing } = self;
+        let Self { session, attached, kernel, refreshing, watching } = self;
         kernel.get_or_init(|| session.notifier());
-        let served = refreshing.start(session.notifier()).and_then(|()| session.run());
+        let started = refreshing.start(session.notifier()).and_then(|()| watching.start(session.notifier()));
+        let served = started.and_then(|()| session.run());
         let served = served.map_err(Error::io(|| "answer the kernel's requests".to_owned()));
         if let (Err(_), Some(attached)) = (&served, attached) {
             // A mount that no one serves would only be in the way; the first error is the one to report.

@@ -10,6 +10,7 @@ use super::files::{NO_HANDLE, OpenFile, OpenFiles};
 use super::inodes::{Held, Inodes};
 use super::listings::{Listed, Listing, Listings};
 use super::refresh::Refresher;
+use super::watch::{Places, Watcher, Watching};
 use crate::error::{Error, Result};
 use crate::layer::{ReadAt, Seek};
 use crate::meta::Meta;
@@ -32,6 +33,8 @@ pub(super) struct Server {
     ahead: Ahead,
     files: Arc<OpenFiles>,
     refresher: Refresher,
+    places: Arc<Places>,
+    watcher: Watcher,
 }
 
 /// A node as the kernel is told of it.
@@ -89,13 +92,26 @@ fn validity(changes: bool) -> Duration {
 }
 
 impl Server {
-    pub(super) fn new(view: View, kernel: Kernel, files: Arc<OpenFiles>, refresher: Refresher) -> Self {
+    pub(super) fn new(
+        view: View,
+        kernel: Kernel,
+        files: Arc<OpenFiles>,
+        refresher: Refresher,
+        watcher: Watcher,
+    ) -> Self {
         let inodes = Arc::new(Inodes::new(view.root()));
         let is_labelled = view.is_labelled();
         let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         let listings = Arc::new(Listings::default());
         let ahead = Ahead::new(Arc::clone(&inodes), Arc::clone(&listings), kernel);
-        Self { view, is_labelled, owner, inodes, listings, ahead, files, refresher }
+        let places = Arc::default();
+        Self { view, is_labelled, owner, inodes, listings, ahead, files, refresher, places, watcher }
+    }
+
+    /// What has the kernel forget names that stand for something else since the store changed.
+    pub(super) fn watching(&self) -> Watching {
+        let (inodes, listings) = (Arc::clone(&self.inodes), Arc::clone(&self.listings));
+        Watching::new(self.view.clone(), inodes, listings, Arc::clone(&self.places), &self.watcher)
     }
 
     /// A node's attributes as users see them.
@@ -115,13 +131,12 @@ impl Server {
         let changes = dir.node().changes();
         let Some(name) = Name::new(name) else { return Ok(Looked::Absent { valid: Duration::ZERO }) };
         let Some(entry) = dir.node().lookup(&name)? else { return Ok(Looked::Absent { valid: validity(changes) }) };
-        let Listed { held, meta, .. } = Listed::new(dir.key(), parent, name, entry);
+        let Listed { held, meta, name, .. } = Listed::new(dir.key(), parent, name, entry);
         let valid = validity(changes || held.node().is_momentary());
-        let attributes = Attributes {
-            number: self.inodes.remember(&held),
-            meta: self.owned(held.node(), meta),
-            valid: validity(held.node().changes()),
-        };
+        let number = self.inodes.remember(&held);
+        self.places.note(number, held.node(), (parent, dir.node()), &name);
+        let attributes =
+            Attributes { number, meta: self.owned(held.node(), meta), valid: validity(held.node().changes()) };
         Ok(Looked::Found { attributes, generation: held.generation(), valid })
     }
 
@@ -129,6 +144,7 @@ impl Server {
         if let Some(gone) = self.inodes.forget(number, count) {
             self.listings.give_up(gone);
             self.files.close(number);
+            self.places.give_up(number);
         }
         Ok(())
     }
@@ -257,6 +273,7 @@ impl Server {
     pub(super) fn entry(&self, dir: &Reading, entry: &Listed) -> (Attributes, u64) {
         let number = self.inodes.remember(&entry.held);
         let node = entry.held.node();
+        self.places.note(number, node, (dir.number, dir.dir.node()), &entry.name);
         // The kernel is told of name and attributes at once.
         let valid = validity(dir.dir.node().changes() || node.changes() || node.is_momentary());
         let meta = self.owned(node, entry.meta);

@@ -21,11 +21,12 @@ mod node;
 mod status;
 mod text;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
@@ -36,7 +37,7 @@ use crate::layer::Layer;
 use crate::meta::Timestamp;
 use crate::name::{Name, TreePath};
 use crate::root::Space;
-use crate::store::{Catalogue, Damage, Generation, LayerRecord, Store};
+use crate::store::{Catalogue, Damage, Generation, LayerRecord, Store, Watch};
 use crate::union::Union;
 
 use footing::Footing;
@@ -48,6 +49,12 @@ pub use text::Text;
 
 /// How many unions are remembered between look-ups.
 const UNIONS_MAX: NonZeroUsize = NonZeroUsize::new(64).unwrap();
+/// How often the store is read before damage is believed that may be but the middle of a change.
+const READINGS_MAX: usize = 3;
+/// How long a change is given to go on, longer than a file system's clock takes to tell it from the next.
+const PAUSE: Duration = Duration::from_millis(25);
+/// How many states of the store an answer is made of, each time because something is gone, before it is [`Error::Stale`].
+const STATES_MAX: usize = 4;
 
 /// How the tree is to be shown.
 #[derive(Debug, Clone, Default)]
@@ -102,6 +109,10 @@ const FOLDERS: &[(&str, Folder)] = &[
     ("status", status::status),
 ];
 
+/// Stands for what was read of the store at one time: two equal ones are one reading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct State(u64);
+
 /// What all folders of a view share.
 #[derive(Debug)]
 struct Shared {
@@ -109,11 +120,47 @@ struct Shared {
     options: Options,
     /// Guards the newest snapshot; held only to copy or replace it.
     snapshot: RwLock<Arc<Snapshot>>,
+    /// Guards the damage that is certain. The thread that reads the store holds it for as long, so that others wait for
+    /// what it reads instead of reading the same. It waits for the store's disk alone: never for the kernel, nor for
+    /// another lock that is held for long.
+    certain: Mutex<Certain>,
+}
+
+/// Damage that was seen while the store did not change: what is wrong, and how.
+type Certain = BTreeSet<(String, String)>;
+
+fn certain(damage: &[Damage]) -> Certain {
+    damage.iter().map(|damage| (damage.what.clone(), damage.why.clone())).collect()
+}
+
+/// How much of the store is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    /// What is another than before, as far as times tell.
+    Changes,
+    /// Everything.
+    Whole,
+}
+
+/// What to think of the damage in a state of the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Belief {
+    /// It was seen while the store did not change.
+    Certain,
+    /// The store was changing, but all of it was certain before.
+    Likely,
+    /// The store was changing, and some of it may be but the middle of a change.
+    Doubtful,
 }
 
 /// One state of the store, with what the folders look up in it.
 #[derive(Debug)]
 struct Snapshot {
+    state: State,
+    /// When the reading began, and how much was read.
+    begun: Instant,
+    reading: Reading,
+    belief: Belief,
     generation: Generation,
     /// The time that folders show whose names come and go: another one in each state, since the kernel keeps a listing
     /// until its directory has another time.
@@ -138,8 +185,27 @@ impl View {
     /// Where nothing of the store could be read.
     pub fn new(store: Box<dyn Store>, options: Options) -> Result<Self> {
         let store: Arc<dyn Store> = store.into();
-        let snapshot = RwLock::new(Arc::new(Snapshot::read(store.as_ref(), None)?));
-        Ok(Self { shared: Arc::new(Shared { store, options, snapshot }) })
+        let snapshot = Snapshot::read_calmly(store.as_ref(), None, Reading::Whole, &Certain::new())?;
+        let certain = Mutex::new(certain(&snapshot.catalogue.damage));
+        let snapshot = RwLock::new(Arc::new(snapshot));
+        Ok(Self { shared: Arc::new(Shared { store, options, snapshot, certain }) })
+    }
+
+    /// Reads the store again if it changed, as each look-up in a folder does whose names come and go.
+    #[must_use]
+    pub fn refresh(&self) -> State {
+        self.shared.current().state
+    }
+
+    /// Reads the whole store again, also what has the times that it had.
+    #[must_use]
+    pub fn read_again(&self) -> State {
+        self.shared.read_since(Instant::now(), Reading::Whole).state
+    }
+
+    /// Has changes of the store heard of, also in directories that it has got since.
+    pub fn watch(&self, watch: &mut Watch) {
+        watch.renew(self.shared.store.as_ref());
     }
 
     /// The root directory.
@@ -188,29 +254,74 @@ impl Shared {
     /// The state of the store as it is, read again if it changed. A store that cannot be read for the moment is shown
     /// as it was.
     fn current(&self) -> Arc<Snapshot> {
-        let known = Arc::clone(&self.snapshot.read());
+        let asked = Instant::now();
+        let known = self.known();
+        if self.is_current(&known) { known } else { self.read_since(asked, Reading::Changes) }
+    }
+
+    fn known(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.snapshot.read())
+    }
+
+    /// Whether nothing tells that the store is another than in this state.
+    fn is_current(&self, known: &Snapshot) -> bool {
         match self.store.generation() {
-            Ok(generation) if generation == known.generation && known.is_settled => known,
-            Ok(_) => match Snapshot::read(self.store.as_ref(), Some(&known)) {
-                Ok(fresh) => {
-                    log::debug!("the store changed and was read again");
-                    let damage = &fresh.catalogue.damage;
-                    for new in damage.iter().filter(|damage| !known.catalogue.damage.contains(damage)) {
-                        log::warn!("{}: {}", new.what, new.why);
-                    }
-                    let fresh = Arc::new(fresh);
-                    *self.snapshot.write() = Arc::clone(&fresh);
-                    fresh
-                }
-                Err(error) => {
-                    log::warn!("the store changed but cannot be read, so it is shown as it was: {error}");
-                    known
-                }
-            },
+            Ok(generation) => generation == known.generation && known.is_settled,
             Err(error) => {
                 log::warn!("the store is shown as it was: {error}");
+                true
+            }
+        }
+    }
+
+    /// The state of the store as it was read since then, by this thread or another; the one that is known where the store
+    /// cannot be read.
+    fn read_since(&self, asked: Instant, reading: Reading) -> Arc<Snapshot> {
+        let mut certain = self.certain.lock();
+        let known = self.known();
+        let is_enough = reading == Reading::Changes || known.reading == Reading::Whole;
+        if known.begun >= asked && is_enough {
+            return known;
+        }
+        match Snapshot::read_calmly(self.store.as_ref(), Some(&known), reading, &certain) {
+            Ok(fresh) => {
+                log::debug!("the store was read again");
+                if fresh.belief == Belief::Certain {
+                    *certain = tell_damage(&fresh, &certain);
+                }
+                let fresh = Arc::new(fresh);
+                *self.snapshot.write() = Arc::clone(&fresh);
+                fresh
+            }
+            Err(error) => {
+                log::warn!("the store changed but cannot be read, so it is shown as it was: {error}");
                 known
             }
+        }
+    }
+
+    /// What is made of the state of the store as it is. What is gone by then is looked for in the state that it has now;
+    /// and where nothing tells that it has another, all of it is read, as when a layer was removed by hand.
+    ///
+    /// # Errors
+    /// Those of `make`; [`Error::Stale`] for damage that is doubtful to the last.
+    fn answer<T>(&self, make: impl Fn(&Snapshot) -> Result<T>) -> Result<T> {
+        let mut snapshot = self.current();
+        let mut states = 1_usize;
+        loop {
+            let what = match make(&snapshot) {
+                Err(Error::Damaged { what, .. }) if snapshot.belief == Belief::Doubtful => what,
+                Err(Error::Stale { what }) => what,
+                answer => return answer,
+            };
+            if states >= STATES_MAX {
+                return Err(Error::Stale { what });
+            }
+            states = states.saturating_add(1);
+            let asked = Instant::now();
+            let newer = self.current();
+            let is_same = newer.state == snapshot.state;
+            snapshot = if is_same { self.read_since(asked, Reading::Whole) } else { newer };
         }
     }
 
@@ -268,12 +379,45 @@ fn undamaged<T>(node: Result<T>) -> Result<Option<T>> {
     }
 }
 
+/// Warns of damage that was not certain before; answers all that is certain by now.
+fn tell_damage(snapshot: &Snapshot, known: &Certain) -> Certain {
+    let certain = certain(&snapshot.catalogue.damage);
+    for (what, why) in certain.difference(known) {
+        log::warn!("{what}: {why}");
+    }
+    certain
+}
+
 impl Snapshot {
-    fn read(store: &dyn Store, known: Option<&Self>) -> Result<Self> {
+    /// Reads the store, and again after a pause where damage is doubtful: in the middle of a change a layer may be looked
+    /// for before it is listed, and its image after.
+    fn read_calmly(store: &dyn Store, known: Option<&Self>, reading: Reading, certain: &Certain) -> Result<Self> {
+        let is_new = |damage: &Damage| !certain.contains(&(damage.what.clone(), damage.why.clone()));
+        let mut readings = 1_usize;
+        loop {
+            let mut fresh = Self::read(store, known, reading)?;
+            fresh.belief = if fresh.is_settled && store.generation()? == fresh.generation {
+                Belief::Certain
+            } else if fresh.catalogue.damage.iter().any(is_new) {
+                Belief::Doubtful
+            } else {
+                Belief::Likely
+            };
+            if fresh.belief != Belief::Doubtful || readings >= READINGS_MAX {
+                return Ok(fresh);
+            }
+            readings = readings.saturating_add(1);
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    fn read(store: &dyn Store, known: Option<&Self>, reading: Reading) -> Result<Self> {
+        let begun = Instant::now();
         // Taken first: what changes while the catalogue is read shows as another generation the next time.
         let generation = store.generation()?;
         let is_settled = !generation.is_fresh();
-        let catalogue = store.catalogue(known.map(|known| &known.catalogue))?;
+        let unchanged = known.filter(|_| reading == Reading::Changes);
+        let catalogue = store.catalogue(unchanged.map(|known| &known.catalogue))?;
         let mut diffs = BTreeMap::new();
         for (chain, record) in &catalogue.layers {
             if let Some(diff) = record.diff {
@@ -296,11 +440,15 @@ impl Snapshot {
             }
         }
         let time = match known {
-            Some(known) if known.generation == generation => known.time,
+            Some(known) if known.generation == generation && reading == Reading::Changes => known.time,
             Some(known) => catalogue.changed.max(known.time.next()),
             None => catalogue.changed,
         };
         Ok(Self {
+            state: State(known.map_or(0, |known| known.state.0.saturating_add(1))),
+            begun,
+            reading,
+            belief: Belief::Doubtful,
             time,
             tags: NameTree::tags(&catalogue),
             digests: NameTree::digests(&catalogue),
