@@ -482,6 +482,18 @@ fn damage(mount: &Path) -> Vec<String> {
     status["damage"].as_array().unwrap().iter().map(|damage| damage["object"].to_string()).collect()
 }
 
+/// Expects that a union is `ESTALE`, as if it were being removed, until it is certain that it is damaged.
+fn becomes_damaged(union: &Path) {
+    let is_certain = || match errno_of(&fs::metadata(union).unwrap_err()) {
+        Errno::IO => true,
+        errno => {
+            assert_eq!(errno, Errno::STALE);
+            false
+        }
+    };
+    assert!(eventually(is_certain), "it is never called damaged");
+}
+
 #[test]
 fn a_rescan_finds_what_no_time_tells_and_has_the_kernel_forget() {
     if !require_privileges("a mount") {
@@ -499,10 +511,7 @@ fn a_rescan_finds_what_no_time_tells_and_has_the_kernel_forget() {
     assert!(eventually(|| !damage(&served.point).is_empty()), "the damage is not found");
     assert!(eventually(|| is_forgotten(&held)), "the kernel is told nothing");
     assert_eq!(fs::read_to_string(served.point.join("merged/sound:1/f")).unwrap(), "sound:1");
-    assert_eq!(
-        fs::metadata(served.point.join("merged/broken:1")).map_err(|error| errno_of(&error)).err(),
-        Some(Errno::IO)
-    );
+    becomes_damaged(&served.point.join("merged/broken:1"));
 }
 
 #[test]
@@ -518,10 +527,7 @@ fn a_layer_that_is_removed_by_hand_spoils_its_own_images_only() {
     fs::remove_dir_all(&images[1].0.dir).unwrap();
     // Nothing tells that the listing is another one, so it is what the kernel has for a moment.
     assert!(eventually(|| names(&mount.path().join("merged")) == set(&["sound:1"])));
-    assert_eq!(
-        fs::metadata(mount.path().join("merged/broken:1")).map_err(|error| errno_of(&error)).err(),
-        Some(Errno::IO)
-    );
+    becomes_damaged(&mount.path().join("merged/broken:1"));
     assert_eq!(fs::read_to_string(mount.path().join("merged/sound:1/f")).unwrap(), "sound:1");
     assert!(fs::read_to_string(mount.path().join("by-tag/broken:1/damage")).unwrap().contains("gone"));
     assert_eq!(damage(mount.path()).len(), 1);
@@ -938,6 +944,35 @@ fn a_file_whose_inode_number_was_taken_is_stale_after_the_other_was_seen() {
     }
 }
 
+#[test]
+fn who_is_in_a_container_that_is_removed_is_told_stale() {
+    if !require_privileges("a mount") {
+        return;
+    }
+    let dir = support::scratch("live");
+    let (mut store, images) = store_of(dir.path(), &["t:1"]);
+    let container = store.container("web", &images[0].1, Some(&images[0].0));
+    let mount = Mounted::new(store.root(), &dir.path().join("mnt"));
+    let place = mount.path().join("by-container/web");
+    let held = ["merged", "changes"].map(|tree| File::open(place.join(tree)).unwrap());
+    let dead = fs::read_to_string(container.config_path()).unwrap().replace("\"Dead\":false", "\"Dead\":true");
+    assert!(dead.contains("\"Dead\":true"));
+    replace(&container.config_path(), &dead);
+    fs::remove_dir_all(container.upper_dir().parent().unwrap()).unwrap();
+    for dir in &held {
+        let looked_up = || rustix::fs::openat(dir, "f", rustix::fs::OFlags::RDONLY, Mode::empty()).map(drop);
+        // What was seen a moment ago counts for that moment.
+        assert!(eventually(|| matches!(looked_up(), Err(Errno::STALE | Errno::NOENT))), "{:?}", looked_up());
+        assert!(eventually(|| list_again(dir) == Err(Errno::STALE)), "{:?}", list_again(dir));
+    }
+    for tree in ["merged", "changes", "config.json"] {
+        let gone = fs::metadata(place.join(tree)).unwrap_err();
+        assert!(matches!(errno_of(&gone), Errno::STALE | Errno::NOENT), "{tree}: {gone}");
+    }
+    assert_eq!(damage(mount.path()), Vec::<String>::new());
+    assert!(eventually(|| names(&mount.path().join("by-container")).is_empty()));
+}
+
 /// The content of the file `f` of an image that stands for a number.
 fn page(number: usize) -> Vec<u8> {
     // Of one size, and large enough for the kernel to read it by itself.
@@ -1007,7 +1042,7 @@ struct Moving {
     changes: AtomicUsize,
     readings: AtomicUsize,
     moves: usize,
-    is_damaged: bool,
+    is_damaged: AtomicBool,
     takes: Duration,
 }
 
@@ -1033,7 +1068,7 @@ impl Store for Shared {
     fn catalogue(&self, _: Option<&Catalogue>) -> Result<Catalogue> {
         let reading = self.0.readings.fetch_add(1, Ordering::SeqCst);
         std::thread::sleep(self.0.takes);
-        let seems_damaged = self.0.is_damaged || reading < self.0.moves;
+        let seems_damaged = self.0.is_damaged.load(Ordering::SeqCst) || reading < self.0.moves;
         let damage = Damage { what: "a layer".to_owned(), why: "missing".to_owned(), images: BTreeSet::new() };
         Ok(Catalogue { damage: seems_damaged.then_some(damage).into_iter().collect(), ..Catalogue::default() })
     }
@@ -1081,11 +1116,29 @@ fn damage_in_the_middle_of_a_change_is_not_believed() {
     let (view, moving) = view_of(Moving { moves: 2, ..Moving::default() });
     assert_eq!((view.damage(), moving.readings.load(Ordering::SeqCst)), (Vec::new(), 3));
     // What does not change is believed at once.
-    let (view, moving) = view_of(Moving { is_damaged: true, ..Moving::default() });
+    let (view, moving) = view_of(Moving { is_damaged: AtomicBool::new(true), ..Moving::default() });
     assert_eq!((view.damage().len(), moving.readings.load(Ordering::SeqCst)), (1, 1));
     // Nor is what always changes waited for.
     let (view, moving) = view_of(Moving { moves: 1_000, ..Moving::default() });
     assert_eq!((view.damage().len(), moving.readings.load(Ordering::SeqCst)), (1, 3));
+}
+
+#[test]
+fn damage_is_certain_when_it_stays() {
+    let (view, moving) = view_of(Moving { is_damaged: AtomicBool::new(true), ..Moving::default() });
+    assert!(!view.is_in_doubt(), "what was found at the start was there before");
+    for (change, is_damaged) in [(1, false), (2, true)] {
+        moving.is_damaged.store(is_damaged, Ordering::SeqCst);
+        moving.changes.store(change, Ordering::SeqCst);
+        let _state = view.refresh();
+        assert_eq!((view.damage().len() == 1, view.is_in_doubt()), (is_damaged, is_damaged));
+    }
+    // Though nothing changes any more.
+    assert!(eventually(|| {
+        let _state = view.refresh();
+        !view.is_in_doubt()
+    }));
+    assert_eq!(view.damage().len(), 1);
 }
 
 #[test]

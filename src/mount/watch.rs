@@ -190,9 +190,10 @@ impl Watching {
             }
             // Most of the time is others', however many names there are.
             let pause = begun.elapsed().saturating_mul(3).clamp(COLLECTED, COLLECTED_MAX);
-            let interval = (!watch.is_complete()).then_some(INTERVAL);
+            let in_doubt = self.view.is_in_doubt();
+            let interval = (!watch.is_complete() || in_doubt).then_some(INTERVAL);
             let longest = if again { Some(AGAIN) } else { interval };
-            while !self.heard(&watch, longest) && !again && self.places.is_empty() {}
+            while !self.heard(&watch, longest) && !again && !in_doubt && self.places.is_empty() {}
             thread::sleep(pause);
             if self.bell.is_over.load(Ordering::Acquire) {
                 return;

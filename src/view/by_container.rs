@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::image::{Layers, LayersDir};
-use super::{Belief, Entry, Link, Reading, Section, Shared, Snapshot, Text, facts, meant_id, undamaged};
+use super::{Entry, Link, Reading, Section, Shared, Snapshot, Text, facts, meant_id, undamaged};
 use crate::digest::{CacheId, ContainerId};
 use crate::error::{Error, Result};
 use crate::meta::Timestamp;
@@ -40,6 +40,11 @@ pub(super) fn names(catalogue: &Catalogue) -> BTreeMap<Name, ContainerId> {
     names
 }
 
+/// Whether what is wrong with a container may be but the middle of a change.
+fn is_doubtful(snapshot: &Snapshot, container: &Container) -> bool {
+    container.damage.iter().any(|damage| snapshot.doubtful.contains(damage))
+}
+
 #[derive(Debug)]
 struct ByContainer(Arc<Shared>);
 
@@ -54,7 +59,7 @@ impl ByContainer {
         };
         let layers = Layers::of(snapshot, chains.into_iter());
         let image = container.image.and_then(|id| catalogue.images.get(&id)).cloned();
-        let is_doubtful = snapshot.belief == Belief::Doubtful;
+        let is_doubtful = is_doubtful(snapshot, &container);
         Some(Entry::folder(ContainerDir { shared: Arc::clone(&self.0), container, layers, image, is_doubtful }))
     }
 }
@@ -122,13 +127,16 @@ impl ContainerDir {
     /// engine removes its layers first. Who has come by a path is sent there again by the kernel.
     fn unless_removed<T>(&self, answer: Result<T>) -> Result<T> {
         let known = &self.container;
-        if !matches!(answer, Err(Error::Damaged { .. })) || (!known.damage.is_empty() && !self.is_doubtful) {
-            return answer;
-        }
-        let now = self.shared.read_since(Instant::now(), Reading::Changes);
+        let Err(Error::Damaged { .. }) = &answer else { return answer };
+        let now = match (known.damage.is_empty(), self.is_doubtful) {
+            // Nobody has heard of it yet.
+            (true, _) => self.shared.read_since(Instant::now(), Reading::Changes),
+            (false, true) => self.shared.current(),
+            (false, false) => return answer,
+        };
         let is_same = |now: &Container| (&now.changes, &now.damage) == (&known.changes, &known.damage);
         match now.catalogue.containers.get(&known.id) {
-            Some(listed) if is_same(listed) && now.belief != Belief::Doubtful => answer,
+            Some(listed) if is_same(listed) && !is_doubtful(&now, listed) => answer,
             Some(_) | None => Err(Error::Stale { what: format!("container {}", known.id) }),
         }
     }

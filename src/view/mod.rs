@@ -53,6 +53,10 @@ const UNIONS_MAX: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 const READINGS_MAX: usize = 3;
 /// How long a change is given to go on, longer than a file system's clock takes to tell it from the next.
 const PAUSE: Duration = Duration::from_millis(25);
+/// How long damage must have been seen before it is certain: engines take so long to make or remove a container, at most.
+const CERTAIN_AFTER: Duration = Duration::from_secs(2);
+/// How often the store is read while there is damage that is not certain.
+const DOUBT_INTERVAL: Duration = Duration::from_millis(500);
 /// How many states of the store an answer is made of, each time because something is gone, before it is [`Error::Stale`].
 const STATES_MAX: usize = 4;
 
@@ -120,17 +124,26 @@ struct Shared {
     options: Options,
     /// Guards the newest snapshot; held only to copy or replace it.
     snapshot: RwLock<Arc<Snapshot>>,
-    /// Guards the damage that is certain. The thread that reads the store holds it for as long, so that others wait for
+    /// Guards the damage that was seen last. The thread that reads the store holds it for as long, so that others wait for
     /// what it reads instead of reading the same. It waits for the store's disk alone: never for the kernel, nor for
     /// another lock that is held for long.
-    certain: Mutex<Certain>,
+    seen: Mutex<Seen>,
 }
 
-/// Damage that was seen while the store did not change: what is wrong, and how.
-type Certain = BTreeSet<(String, String)>;
+/// The damage that was seen in all readings since some time: what is wrong, and how.
+type Seen = BTreeMap<(String, String), Since>;
 
-fn certain(damage: &[Damage]) -> Certain {
-    damage.iter().map(|damage| (damage.what.clone(), damage.why.clone())).collect()
+/// Since when damage was seen.
+#[derive(Debug, Clone, Copy)]
+enum Since {
+    /// It may be but the middle of a change.
+    Lately(Instant),
+    /// It is certain, and was told.
+    Long,
+}
+
+fn key(damage: &Damage) -> (String, String) {
+    (damage.what.clone(), damage.why.clone())
 }
 
 /// How much of the store is read.
@@ -142,17 +155,6 @@ enum Reading {
     Whole,
 }
 
-/// What to think of the damage in a state of the store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Belief {
-    /// It was seen while the store did not change.
-    Certain,
-    /// The store was changing, but all of it was certain before.
-    Likely,
-    /// The store was changing, and some of it may be but the middle of a change.
-    Doubtful,
-}
-
 /// One state of the store, with what the folders look up in it.
 #[derive(Debug)]
 struct Snapshot {
@@ -160,7 +162,8 @@ struct Snapshot {
     /// When the reading began, and how much was read.
     begun: Instant,
     reading: Reading,
-    belief: Belief,
+    /// Damage that is not certain, as objects that suffer from it tell it: `what: why`.
+    doubtful: BTreeSet<String>,
     generation: Generation,
     /// The time that folders show whose names come and go: another one in each state, since the kernel keeps a listing
     /// until its directory has another time.
@@ -185,10 +188,11 @@ impl View {
     /// Where nothing of the store could be read.
     pub fn new(store: Box<dyn Store>, options: Options) -> Result<Self> {
         let store: Arc<dyn Store> = store.into();
-        let snapshot = Snapshot::read_calmly(store.as_ref(), None, Reading::Whole, &Certain::new())?;
-        let certain = Mutex::new(certain(&snapshot.catalogue.damage));
+        let snapshot = Snapshot::read_calmly(store.as_ref(), None, Reading::Whole, &Seen::new())?;
+        let seen = snapshot.catalogue.damage.iter().map(|damage| (key(damage), Since::Long));
+        let seen = Mutex::new(seen.collect());
         let snapshot = RwLock::new(Arc::new(snapshot));
-        Ok(Self { shared: Arc::new(Shared { store, options, snapshot, certain }) })
+        Ok(Self { shared: Arc::new(Shared { store, options, snapshot, seen }) })
     }
 
     /// Reads the store again if it changed, as each look-up in a folder does whose names come and go.
@@ -201,6 +205,12 @@ impl View {
     #[must_use]
     pub fn read_again(&self) -> State {
         self.shared.read_since(Instant::now(), Reading::Whole).state
+    }
+
+    /// Whether the store is to be read again soon, though nobody asks: there is damage that is not certain.
+    #[must_use]
+    pub fn is_in_doubt(&self) -> bool {
+        !self.shared.known().doubtful.is_empty()
     }
 
     /// Has changes of the store heard of, also in directories that it has got since.
@@ -266,7 +276,10 @@ impl Shared {
     /// Whether nothing tells that the store is another than in this state.
     fn is_current(&self, known: &Snapshot) -> bool {
         match self.store.generation() {
-            Ok(generation) => generation == known.generation && known.is_settled,
+            Ok(generation) => {
+                let is_doubtful = !known.doubtful.is_empty() && known.begun.elapsed() > DOUBT_INTERVAL;
+                generation == known.generation && known.is_settled && !is_doubtful
+            }
             Err(error) => {
                 log::warn!("the store is shown as it was: {error}");
                 true
@@ -277,18 +290,18 @@ impl Shared {
     /// The state of the store as it was read since then, by this thread or another; the one that is known where the store
     /// cannot be read.
     fn read_since(&self, asked: Instant, reading: Reading) -> Arc<Snapshot> {
-        let mut certain = self.certain.lock();
+        let mut seen = self.seen.lock();
         let known = self.known();
         let is_enough = reading == Reading::Changes || known.reading == Reading::Whole;
         if known.begun >= asked && is_enough {
             return known;
         }
-        match Snapshot::read_calmly(self.store.as_ref(), Some(&known), reading, &certain) {
-            Ok(fresh) => {
+        match Snapshot::read_calmly(self.store.as_ref(), Some(&known), reading, &seen) {
+            Ok(mut fresh) => {
                 log::debug!("the store was read again");
-                if fresh.belief == Belief::Certain {
-                    *certain = tell_damage(&fresh, &certain);
-                }
+                *seen = look_again(&fresh.catalogue.damage, &seen);
+                let lately = seen.iter().filter(|(_, since)| matches!(since, Since::Lately(_)));
+                fresh.doubtful = lately.map(|((what, why), _)| format!("{what}: {why}")).collect();
                 let fresh = Arc::new(fresh);
                 *self.snapshot.write() = Arc::clone(&fresh);
                 fresh
@@ -304,23 +317,23 @@ impl Shared {
     /// and where nothing tells that it has another, all of it is read, as when a layer was removed by hand.
     ///
     /// # Errors
-    /// Those of `make`; [`Error::Stale`] for damage that is doubtful to the last.
+    /// Those of `make`; [`Error::Stale`] for damage that is not certain.
     fn answer<T>(&self, make: impl Fn(&Snapshot) -> Result<T>) -> Result<T> {
         let mut snapshot = self.current();
         let mut states = 1_usize;
         loop {
-            let what = match make(&snapshot) {
-                Err(Error::Damaged { what, .. }) if snapshot.belief == Belief::Doubtful => what,
-                Err(Error::Stale { what }) => what,
+            let (what, is_doubtful) = match make(&snapshot) {
+                Err(Error::Damaged { what, why }) if snapshot.doubtful.contains(&why) => (what, true),
+                Err(Error::Stale { what }) => (what, false),
                 answer => return answer,
             };
-            if states >= STATES_MAX {
-                return Err(Error::Stale { what });
-            }
-            states = states.saturating_add(1);
             let asked = Instant::now();
             let newer = self.current();
             let is_same = newer.state == snapshot.state;
+            if states >= STATES_MAX || (is_same && is_doubtful) {
+                return Err(Error::Stale { what });
+            }
+            states = states.saturating_add(1);
             snapshot = if is_same { self.read_since(asked, Reading::Whole) } else { newer };
         }
     }
@@ -379,31 +392,32 @@ fn undamaged<T>(node: Result<T>) -> Result<Option<T>> {
     }
 }
 
-/// Warns of damage that was not certain before; answers all that is certain by now.
-fn tell_damage(snapshot: &Snapshot, known: &Certain) -> Certain {
-    let certain = certain(&snapshot.catalogue.damage);
-    for (what, why) in certain.difference(known) {
-        log::warn!("{what}: {why}");
-    }
-    certain
+/// Since when this damage was seen; warns of what has become certain.
+fn look_again(damage: &[Damage], before: &Seen) -> Seen {
+    let since = |damage: &Damage| {
+        let since = match before.get(&key(damage)) {
+            None => Since::Lately(Instant::now()),
+            Some(Since::Lately(begun)) if begun.elapsed() >= CERTAIN_AFTER => {
+                log::warn!("{}: {}", damage.what, damage.why);
+                Since::Long
+            }
+            Some(since) => *since,
+        };
+        (key(damage), since)
+    };
+    damage.iter().map(since).collect()
 }
 
 impl Snapshot {
-    /// Reads the store, and again after a pause where damage is doubtful: in the middle of a change a layer may be looked
-    /// for before it is listed, and its image after.
-    fn read_calmly(store: &dyn Store, known: Option<&Self>, reading: Reading, certain: &Certain) -> Result<Self> {
-        let is_new = |damage: &Damage| !certain.contains(&(damage.what.clone(), damage.why.clone()));
+    /// Reads the store, and again after a pause where there is new damage but the store changed meanwhile: a layer may be
+    /// looked for before it is listed, and its image after.
+    fn read_calmly(store: &dyn Store, known: Option<&Self>, reading: Reading, seen: &Seen) -> Result<Self> {
         let mut readings = 1_usize;
         loop {
-            let mut fresh = Self::read(store, known, reading)?;
-            fresh.belief = if fresh.is_settled && store.generation()? == fresh.generation {
-                Belief::Certain
-            } else if fresh.catalogue.damage.iter().any(is_new) {
-                Belief::Doubtful
-            } else {
-                Belief::Likely
-            };
-            if fresh.belief != Belief::Doubtful || readings >= READINGS_MAX {
+            let fresh = Self::read(store, known, reading)?;
+            let has_stood_still = fresh.is_settled && store.generation()? == fresh.generation;
+            let is_new = |damage: &Damage| !seen.contains_key(&key(damage));
+            if has_stood_still || readings >= READINGS_MAX || !fresh.catalogue.damage.iter().any(is_new) {
                 return Ok(fresh);
             }
             readings = readings.saturating_add(1);
@@ -448,7 +462,7 @@ impl Snapshot {
             state: State(known.map_or(0, |known| known.state.0.saturating_add(1))),
             begun,
             reading,
-            belief: Belief::Doubtful,
+            doubtful: BTreeSet::new(),
             time,
             tags: NameTree::tags(&catalogue),
             digests: NameTree::digests(&catalogue),

@@ -124,8 +124,10 @@ impl Dockerd {
 
     /// Starts the daemon again that was killed, with what it left.
     pub(crate) fn start_again(&mut self) {
-        // It would take the number of any process of today for its own.
-        let _ = fs::remove_file(self.run.path().join("pid"));
+        // It would take any process that has the number by now for itself, or for its containerd.
+        for stale in ["pid", "exec/containerd/containerd.pid"] {
+            let _ = fs::remove_file(self.run.path().join(stale));
+        }
         self.child = spawn(self.dir.path(), self.run.path());
         self.wait_for_answer();
     }
