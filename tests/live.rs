@@ -351,6 +351,11 @@ fn errno_of(error: &io::Error) -> Errno {
     Errno::from_io_error(error).unwrap_or_else(|| panic!("{error}"))
 }
 
+/// Waits for longer than names are looked up once more after a change, so that the next one is heard of by itself.
+fn settle() {
+    std::thread::sleep(Duration::from_millis(800));
+}
+
 /// Makes the kernel forget what it has cached and nobody uses.
 fn drop_caches() {
     fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
@@ -420,8 +425,6 @@ fn names_that_go_are_forgotten_by_the_kernel_unasked() {
     assert_eq!(list_again(&leaving[1]), Ok(set(&["f"])));
     assert!(list_again(&leaving[0]).unwrap().contains("config.json"));
 
-    // Longer than names are looked up again after a change, so that this one is heard of by itself.
-    let settle = || std::thread::sleep(Duration::from_millis(600));
     settle();
     tag_container(&web.config_path(), "web", "renamed");
     let begun = Instant::now();
@@ -591,6 +594,7 @@ fn what_cannot_be_watched_is_looked_at_and_said_once() {
         for tag in ["gone:1", "again:1"] {
             refer(store.root(), &[("keep:1", &images[0].1), (tag, &images[1].1)]);
             let held = File::open(traced.point.join("merged").join(tag)).unwrap();
+            settle();
             refer(store.root(), &[("keep:1", &images[0].1)]);
             assert!(eventually(|| is_forgotten(&held)), "{injected}: {tag} stays");
         }
@@ -782,7 +786,11 @@ fn readers_of_images_that_come_and_go_see_no_half_and_no_damage() {
             drop(all);
             image.load(&stays).iter().for_each(Step::take);
             std::thread::sleep(Duration::from_millis(round % 40));
-            image.remove(&stays).iter().for_each(Step::take);
+            for step in image.remove(&stays) {
+                step.take();
+                // Time to look at what is left.
+                std::thread::sleep(Duration::from_millis(1));
+            }
             round += 1;
         }
         is_over.store(true, Ordering::Relaxed);
