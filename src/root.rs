@@ -27,11 +27,13 @@ mod resolve;
 
 use std::ffi::CString;
 use std::fs::File;
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::inotify::WatchFlags;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir, Statx, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
@@ -48,6 +50,33 @@ pub const XATTR_MAX: usize = 65_536;
 /// How a regular file is opened; whatever else may have taken its place is not waited for.
 const FILE: OFlags =
     OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// What is told of a watched directory: entries that come, go or were written, and its own end.
+const CHANGES: WatchFlags = WatchFlags::CREATE
+    .union(WatchFlags::DELETE)
+    .union(WatchFlags::MOVE)
+    .union(WatchFlags::CLOSE_WRITE)
+    .union(WatchFlags::DELETE_SELF)
+    .union(WatchFlags::MOVE_SELF)
+    .union(WatchFlags::ONLYDIR);
+/// The types of file systems to which others may write without this kernel's hearing of it (`linux/magic.h` and the file
+/// systems' own sources).
+const WRITTEN_ELSEWHERE: [u32; 14] = [
+    0x0000_6969, // NFS
+    0x0000_517b, // SMB
+    0xff53_4d42, // CIFS
+    0xfe53_4d42, // SMB 2
+    0x0102_1997, // 9P
+    0x6573_5546, // FUSE, and so virtiofs
+    0x00c3_6400, // Ceph
+    0x5346_414f, // AFS
+    0x6b41_4653, // AFS of other implementations
+    0x7375_7245, // Coda
+    0x7461_636f, // OCFS2
+    0x0116_1970, // GFS2
+    0x0bd0_0bd0, // Lustre
+    0x786f_4256, // VirtualBox's shared folders
+];
 
 /// A directory of the host, and the only way to what lies below it.
 #[derive(Debug)]
@@ -82,6 +111,24 @@ pub struct Space {
     pub files_free: u64,
     /// The longest file name in bytes.
     pub name_max: u32,
+}
+
+/// That the current directory of this thread is its own, so that moving it moves no other thread's.
+#[derive(Debug)]
+pub struct OwnDirectory {
+    /// It is this thread's, and cannot be given to another.
+    _of_this_thread: PhantomData<*const ()>,
+}
+
+impl OwnDirectory {
+    /// Gives this thread a current directory of its own.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn of_this_thread() -> std::io::Result<Self> {
+        sys::unshare_directory()?;
+        Ok(Self { _of_this_thread: PhantomData })
+    }
 }
 
 impl Root {
@@ -384,6 +431,28 @@ impl Root {
         let dir = self.handle(&dir)?;
         self.stat_in(dir.as_fd(), &name)?;
         call(dir.as_fd(), name.as_bytes())
+    }
+
+    /// Has an inotify instance tell of changes to the entries of a directory below; of what lies further below it is told
+    /// nothing. The system wants a path, so the thread's own current directory is moved there and to the root.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where others may make changes of which this kernel does not hear; [`Error::Io`], `ENOSPC`
+    /// where the system allows no more watches.
+    pub fn watch(&self, dir: &TreePath, inotify: impl AsFd, _own: &OwnDirectory) -> Result<()> {
+        let doing = || format!("watch {}", self.shown(dir));
+        let handle = self.handle(dir).map_err(Error::io(doing))?;
+        let disk = rustix::fs::fstatfs(&handle).map_err(Error::io(doing))?;
+        // The types are numbers of 32 bits, whatever the width and sign of the field.
+        if WRITTEN_ELSEWHERE.contains(&(disk.f_type as u32)) {
+            let why = "on a disk to which others may write without this machine's hearing of it";
+            return Err(Error::Unsupported { what: self.shown(dir), why: why.to_owned() });
+        }
+        rustix::process::fchdir(&handle).map_err(Error::io(doing))?;
+        let added = rustix::fs::inotify::add_watch(inotify, c".", CHANGES);
+        // A directory that is removed is not to be held.
+        let left = rustix::process::fchdir(&self.reading);
+        added.and(left).map_err(Error::io(doing))
     }
 
     /// What the file system says of its space.

@@ -566,7 +566,7 @@ fn without_a_terminal_hup_reads_the_store_again() {
     wait_until("mounting", || bench.mount_point().join("status").exists());
     let said = |what: &str| fs::read_to_string(&log).unwrap().contains(what);
     kill(child.id(), Signal::HUP);
-    wait_until("reading the store again", || said("info: the store was read again"));
+    wait_until("reading the store again", || said("info: the whole store was read again"));
     kill(child.id(), Signal::USR1);
     wait_until("counting", || said("info: counters:"));
     assert!(bench.mount_point().join("status").exists());

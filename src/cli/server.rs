@@ -16,7 +16,7 @@ use super::mount::Plan;
 use super::options::Jail;
 use super::{Exit, Failure, daemon, metrics, words};
 use crate::jail::{self, Needs};
-use crate::mount::{self, Controls};
+use crate::mount::{self, Controls, Counters};
 use crate::store::{Damage, Store};
 use crate::view::{self, Force, Measure, View};
 
@@ -63,11 +63,12 @@ fn serve(store: Box<dyn Store>, plan: &Plan, link: &Link, keeper: Option<Pid>) -
     };
     let connection = mount::connect(view, &plan.mount, device)?;
     if let Some(endpoint) = metrics
-        && let Err(error) = endpoint.serve(connection.controls().counters().clone())
+        && let Err(error) = endpoint.serve(connection.counters())
     {
         log::warn!("no metrics are served: {}", words(&error));
     }
-    obey(signals, connection.controls()).map_err(|error| cannot("the server cannot receive signals", &error))?;
+    obey(signals, connection.controls(), connection.counters())
+        .map_err(|error| cannot("the server cannot receive signals", &error))?;
     if let Some(null) = null {
         daemon::silence(&null).map_err(|error| cannot("cannot let go of the standard streams", &error))?;
     }
@@ -125,13 +126,13 @@ fn tell(measures: &[Measure], jail: Jail) {
 }
 
 /// Starts the thread that does what signals ask for.
-fn obey(mut signals: Signals, controls: Controls) -> std::io::Result<()> {
+fn obey(mut signals: Signals, controls: Controls, counters: Counters) -> std::io::Result<()> {
     let thread = thread::Builder::new().name("signals".to_owned());
     thread.spawn(move || {
         for signal in signals.forever() {
             match signal {
                 SIGHUP => controls.rescan(),
-                SIGUSR1 => controls.counters().log(),
+                SIGUSR1 => counters.log(),
                 _ => {}
             }
         }

@@ -62,6 +62,21 @@ impl Key {
         })
     }
 
+    /// The key of one of the files that had the number of this one in turn, told apart by their generations; this one's
+    /// for zero. The kernel refuses to read on in an inode whose number is another file's by now (`EIO`), so each has a
+    /// number of its own.
+    #[must_use]
+    pub fn of_generation(self, generation: u64) -> Self {
+        if generation == 0 {
+            return self;
+        }
+        Self::of(|hash| {
+            hash.update(b"generation");
+            hash.update(self.0);
+            hash.update(generation.to_le_bytes());
+        })
+    }
+
     fn of(fill: impl FnOnce(&mut Sha256)) -> Self {
         let mut hash = Sha256::new();
         fill(&mut hash);
@@ -331,6 +346,16 @@ mod tests {
                 assert!(inodes.number_of(key(low, high)) > ROOT);
             }
         }
+    }
+
+    #[test]
+    fn files_that_had_one_number_in_turn_have_numbers_of_their_own() {
+        let file = key(1000, 1);
+        assert_eq!(file.of_generation(0), file);
+        let inodes = table();
+        let numbers: std::collections::BTreeSet<u64> =
+            (0..10).map(|generation| inodes.number_of(file.of_generation(generation))).collect();
+        assert_eq!(numbers.len(), 10);
     }
 
     #[test]

@@ -46,7 +46,8 @@ pub(super) struct Listed {
 impl Listed {
     /// What was found in the directory of this key and number.
     pub(super) fn new(dir: Key, number: u64, name: Name, entry: Entry) -> Self {
-        let (key, generation) = (Key::child(dir, &name, &entry.node), entry.generation());
+        let generation = entry.generation();
+        let key = Key::child(dir, &name, &entry.node).of_generation(generation);
         Self { name, held: Arc::new(Held::new(key, entry.node, number, generation)), meta: entry.meta, offset: 0 }
     }
 }

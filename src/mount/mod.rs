@@ -16,6 +16,7 @@ mod listings;
 mod passthrough;
 mod refresh;
 mod server;
+mod watch;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -31,6 +32,8 @@ pub use attach::{Attached, FUSERMOUNT, How, attach, unmount};
 pub use counters::{AheadFigures, Counters, Figures, InodeFigures, LOG_TARGET, ListingFigures, OpenFigures};
 pub use inodes::{Held, Inodes, Key, ROOT};
 use refresh::{Refresher, Refreshing};
+pub use watch::Controls;
+use watch::{Watcher, Watching};
 
 /// What `/proc/mounts` calls the type of these mounts.
 pub const TYPE: &str = "fuse.docker-fs";
@@ -72,13 +75,7 @@ pub struct Connection {
     session: Session<adapter::Adapter>,
     kernel: ahead::Kernel,
     refreshing: Refreshing,
-    controls: Controls,
-}
-
-/// What a view can be asked to do while it is served.
-#[derive(Debug, Clone)]
-pub struct Controls {
-    view: View,
+    watching: Watching,
     counters: Counters,
 }
 
@@ -121,15 +118,16 @@ pub fn connect(view: View, options: &Options, device: OwnedFd) -> Result<Connect
     let files = Arc::default();
     let (refresher, refreshing) = Refresher::new(Arc::clone(&files));
     let kernel = ahead::Kernel::default();
-    let shown = view.clone();
-    let server = server::Server::new(view, Arc::clone(&kernel), files, refresher);
+    let watcher = Watcher::new().map_err(Error::io(|| "be woken by changes".to_owned()))?;
+    let server = server::Server::new(view, Arc::clone(&kernel), files, refresher, watcher);
+    let watching = server.watching();
     let adapter = adapter::Adapter::new(server, options.opens, options.allow_other);
-    let controls = Controls { view: shown, counters: adapter.counters() };
+    let counters = adapter.counters();
     let config = config(options);
     let session = Session::from_fd(adapter, device, config.acl, config);
     let session =
         session.map_err(Error::io(|| format!("answer for the mount on {}", options.mount_point.display())))?;
-    Ok(Connection { session, kernel, refreshing, controls })
+    Ok(Connection { session, kernel, refreshing, watching, counters })
 }
 
 fn config(options: &Options) -> Config {
@@ -143,10 +141,16 @@ fn config(options: &Options) -> Config {
 }
 
 impl Connection {
-    /// What another thread needs to ask for more than the kernel does.
+    /// What the mount counts of its work.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters.clone()
+    }
+
+    /// What another thread needs to have the store read again.
     #[must_use]
     pub fn controls(&self) -> Controls {
-        self.controls.clone()
+        self.watching.controls()
     }
 
     /// Answers requests until the view is unmounted.
@@ -154,30 +158,21 @@ impl Connection {
     /// # Errors
     /// [`Error::Io`] where the kernel can no longer be talked to.
     pub fn serve(self) -> Result<()> {
-        let Self { session, kernel, refreshing, controls: _ } = self;
+        let Self { session, kernel, refreshing, watching, counters: _ } = self;
         kernel.get_or_init(|| session.notifier());
-        let served = refreshing.start(session.notifier()).and_then(|()| session.run());
+        let started = refreshing.start(session.notifier()).and_then(|()| watching.start(session.notifier()));
+        let served = started.and_then(|()| session.run());
         served.map_err(Error::io(|| "answer the kernel's requests".to_owned()))
     }
 }
 
-impl Controls {
-    /// Has the store read again, whether or not it seems to have changed.
-    pub fn rescan(&self) {
-        match self.view.rescan() {
-            Ok(()) => log::info!("the store was read again"),
-            Err(error) => log::warn!("the store cannot be read again, so it is shown as it was: {error}"),
-        }
-    }
-
-    /// What the mount counts of its work.
-    #[must_use]
-    pub fn counters(&self) -> &Counters {
-        &self.counters
-    }
-}
-
 impl Mounted {
+    /// As [`Connection::controls`].
+    #[must_use]
+    pub fn controls(&self) -> Controls {
+        self.connection.controls()
+    }
+
     /// What another thread needs to unmount.
     pub fn unmounter(&mut self) -> Unmounter {
         Unmounter(self.attached.clone())

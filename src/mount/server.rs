@@ -12,6 +12,7 @@ use super::inodes::{Held, Inodes};
 use super::listings::{Listed, Listing, Listings};
 use super::passthrough::Passthrough;
 use super::refresh::Refresher;
+use super::watch::{Places, Watcher, Watching};
 use crate::error::{Error, Result};
 use crate::layer::{ReadAt, Seek};
 use crate::meta::Meta;
@@ -35,6 +36,8 @@ pub(super) struct Server {
     files: Arc<OpenFiles>,
     refresher: Refresher,
     tally: Arc<Tally>,
+    places: Arc<Places>,
+    watcher: Watcher,
 }
 
 /// A node as the kernel is told of it.
@@ -92,14 +95,21 @@ fn validity(changes: bool) -> Duration {
 }
 
 impl Server {
-    pub(super) fn new(view: View, kernel: Kernel, files: Arc<OpenFiles>, refresher: Refresher) -> Self {
+    pub(super) fn new(
+        view: View,
+        kernel: Kernel,
+        files: Arc<OpenFiles>,
+        refresher: Refresher,
+        watcher: Watcher,
+    ) -> Self {
         let inodes = Arc::new(Inodes::new(view.root()));
         let is_labelled = view.is_labelled();
         let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         let tally = Arc::<Tally>::default();
         let listings = Arc::new(Listings::new(Arc::clone(&tally)));
         let ahead = Ahead::new(Arc::clone(&inodes), Arc::clone(&listings), kernel, Arc::clone(&tally));
-        Self { view, is_labelled, owner, inodes, listings, ahead, files, refresher, tally }
+        let places = Arc::default();
+        Self { view, is_labelled, owner, inodes, listings, ahead, files, refresher, tally, places, watcher }
     }
 
     /// What is counted here.
@@ -117,6 +127,12 @@ impl Server {
             passthrough,
             view: self.view.clone(),
         })
+    }
+
+    /// What has the kernel forget names that stand for something else since the store changed.
+    pub(super) fn watching(&self) -> Watching {
+        let (inodes, listings) = (Arc::clone(&self.inodes), Arc::clone(&self.listings));
+        Watching::new(self.view.clone(), inodes, listings, Arc::clone(&self.places), &self.watcher)
     }
 
     /// A node's attributes as users see them.
@@ -141,13 +157,12 @@ impl Server {
             let too_long = || Error::io(|| "look up a name".to_owned())(Errno::NAMETOOLONG);
             return if is_possible { Ok(Looked::Absent { valid: validity(changes) }) } else { Err(too_long()) };
         };
-        let Listed { held, meta, .. } = Listed::new(dir.key(), parent, name, entry);
+        let Listed { held, meta, name, .. } = Listed::new(dir.key(), parent, name, entry);
         let valid = validity(changes || held.node().is_momentary());
-        let attributes = Attributes {
-            number: self.inodes.remember(&held),
-            meta: self.owned(held.node(), meta),
-            valid: validity(held.node().changes()),
-        };
+        let number = self.inodes.remember(&held);
+        self.places.note(number, held.node(), (parent, dir.node()), &name);
+        let attributes =
+            Attributes { number, meta: self.owned(held.node(), meta), valid: validity(held.node().changes()) };
         Ok(Looked::Found { attributes, generation: held.generation(), valid })
     }
 
@@ -155,6 +170,7 @@ impl Server {
         if let Some(gone) = self.inodes.forget(number, count) {
             self.listings.give_up(gone);
             self.files.close(number);
+            self.places.give_up(number);
         }
         Ok(())
     }
@@ -283,6 +299,7 @@ impl Server {
     pub(super) fn entry(&self, dir: &Reading, entry: &Listed) -> (Attributes, u64) {
         let number = self.inodes.remember(&entry.held);
         let node = entry.held.node();
+        self.places.note(number, node, (dir.number, dir.dir.node()), &entry.name);
         // The kernel is told of name and attributes at once.
         let valid = validity(dir.dir.node().changes() || node.changes() || node.is_momentary());
         let meta = self.owned(node, entry.meta);

@@ -5,6 +5,7 @@
 
 pub mod docker;
 pub mod driver;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -18,8 +19,11 @@ use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::layer::whiteout::Prefix;
 use crate::meta::{Meta, Timestamp};
+use crate::name::TreePath;
 use crate::reference::Reference;
 use crate::root::{Root, Space};
+
+pub use watch::Watch;
 
 /// How a store is to be opened.
 #[derive(Debug, Clone, Default)]
@@ -69,6 +73,10 @@ pub trait Store: Debug + Send + Sync {
     /// # Errors
     /// Where the store could not be looked at.
     fn generation(&self) -> Result<Generation>;
+
+    /// Calls for each directory that is to be watched: every change of the catalogue is a change to an entry of one of
+    /// them. By default there are none, and then generations are compared from time to time.
+    fn watched(&self, _each: &mut dyn FnMut(&Root, &TreePath)) {}
 
     /// All that the store holds, and what of it is damaged. No layer's content is read. What is unchanged since a
     /// catalogue known from before is taken from there.

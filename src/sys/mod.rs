@@ -98,6 +98,17 @@ pub(crate) fn xattr_at(dir: impl AsFd, path: &CStr, name: &CStr, value: &mut [u8
     usize::try_from(answer).map_err(|_| io::Error::last_os_error())
 }
 
+/// Gives the calling thread a current directory, a root directory and a umask of its own (`unshare(2)`, `CLONE_FS`), which
+/// takes no privileges.
+///
+/// # Errors
+/// The system's: those of a filter of system calls.
+pub(crate) fn unshare_directory() -> io::Result<()> {
+    // SAFETY: the call takes a number, and no other thread sees what it changes.
+    let answer = unsafe { libc::unshare(libc::CLONE_FS) };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Sets a detached mount read-only, without access times, devices, setuid, programs and symbolic links
 /// (`mount_setattr(2)`, Linux 5.12; `MOUNT_ATTR_NOSYMFOLLOW` 5.14).
 ///

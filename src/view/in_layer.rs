@@ -68,10 +68,12 @@ impl LayerNode {
     /// The root of a layer.
     ///
     /// # Errors
-    /// [`Error::Damaged`] where its directory is gone.
+    /// [`Error::Stale`] where the layer is gone, [`Error::Damaged`] where its directory is.
     pub(super) fn root(layer: Layer, form: Form, footing: Footing) -> Result<Entry> {
         let path = TreePath::root();
-        let meta = layer.tree().stat(&path)?.ok_or_else(|| Error::damaged("a layer", "its directory is gone"))?;
+        let gone = || Error::damaged("a layer", "its directory is gone");
+        // Only what is not there takes a second look: all layers of a store are listed by this.
+        let meta = footing.settle_content(layer.tree().stat(&path).and_then(|meta| meta.ok_or_else(gone)))?;
         let node =
             Self { ground: Arc::new(Ground { layer, form, footing }), place: Place::Dir(Arc::new(path)), bare: false };
         Ok(Entry { node: Node::InLayer(node), meta })

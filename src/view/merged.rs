@@ -74,6 +74,39 @@ impl Merged {
             None => Ok(None),
         }
     }
+
+    fn entry(&self, snapshot: &Snapshot, name: &Name) -> Result<Option<Entry>> {
+        let path = self.below(name);
+        let link = |place: &Path| Entry::link(Link::new(target(&self.path, place), snapshot.catalogue.changed));
+        // Before all others: links of the view lead to IDs, and a repository may have a name that looks like one.
+        if let Some(node) = self.by_id(snapshot, name)? {
+            return Ok(Some(node));
+        }
+        match snapshot.merged.find(&path) {
+            Some(Found::Image(id)) => self.image(snapshot, &id),
+            Some(Found::Directory) => Ok(Some(self.directory(path))),
+            Some(Found::Alias(place)) => Ok(Some(link(&place))),
+            None => match self.alias(snapshot, name, &path) {
+                Some(place) => Ok(Some(link(&place))),
+                // The way to a digest of a repository that no tag leads through.
+                None if snapshot.digests.is_directory(&path) => Ok(Some(self.directory(path))),
+                None => self.chain(snapshot, name),
+            },
+        }
+    }
+
+    fn entries(&self, snapshot: &Snapshot) -> Result<Vec<(Name, Entry)>> {
+        let mut entries = Vec::new();
+        for (name, id) in snapshot.merged.list(&self.path) {
+            let node = match id {
+                // The union of a damaged image would be wrong; status and the image's directory say why it is absent.
+                Some(id) => undamaged(self.image(snapshot, &id))?.flatten(),
+                None => Some(self.directory(self.below(&name))),
+            };
+            entries.extend(node.map(|node| (name, node)));
+        }
+        Ok(entries)
+    }
 }
 
 impl Section for Merged {
@@ -90,38 +123,11 @@ impl Section for Merged {
     }
 
     fn lookup(&self, name: &Name) -> Result<Option<Entry>> {
-        let snapshot = self.shared.current();
-        let path = self.below(name);
-        let link = |place: &Path| Entry::link(Link::new(target(&self.path, place), snapshot.catalogue.changed));
-        // Before all others: links of the view lead to IDs, and a repository may have a name that looks like one.
-        if let Some(node) = self.by_id(&snapshot, name)? {
-            return Ok(Some(node));
-        }
-        match snapshot.merged.find(&path) {
-            Some(Found::Image(id)) => self.image(&snapshot, &id),
-            Some(Found::Directory) => Ok(Some(self.directory(path))),
-            Some(Found::Alias(place)) => Ok(Some(link(&place))),
-            None => match self.alias(&snapshot, name, &path) {
-                Some(place) => Ok(Some(link(&place))),
-                // The way to a digest of a repository that no tag leads through.
-                None if snapshot.digests.is_directory(&path) => Ok(Some(self.directory(path))),
-                None => self.chain(&snapshot, name),
-            },
-        }
+        self.shared.answer(|snapshot| self.entry(snapshot, name))
     }
 
     fn list(&self) -> Result<Vec<(Name, Entry)>> {
-        let snapshot = self.shared.current();
-        let mut entries = Vec::new();
-        for (name, id) in snapshot.merged.list(&self.path) {
-            let node = match id {
-                // The union of a damaged image would be wrong; status and the image's directory say why it is absent.
-                Some(id) => undamaged(self.image(&snapshot, &id))?.flatten(),
-                None => Some(self.directory(self.below(&name))),
-            };
-            entries.extend(node.map(|node| (name, node)));
-        }
-        Ok(entries)
+        self.shared.answer(|snapshot| self.entries(snapshot))
     }
 }
 

@@ -21,12 +21,13 @@ mod node;
 mod status;
 mod text;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
@@ -37,7 +38,7 @@ use crate::layer::Layer;
 use crate::meta::Timestamp;
 use crate::name::{Name, TreePath};
 use crate::root::Space;
-use crate::store::{Catalogue, Damage, Generation, LayerRecord, Store};
+use crate::store::{Catalogue, Damage, Generation, LayerRecord, Store, Watch};
 use crate::union::Union;
 
 use footing::Footing;
@@ -50,6 +51,16 @@ pub use text::Text;
 
 /// How many unions are remembered between look-ups.
 const UNIONS_MAX: NonZeroUsize = NonZeroUsize::new(64).unwrap();
+/// How often the store is read before damage is believed that may be but the middle of a change.
+const READINGS_MAX: usize = 3;
+/// How long a change is given to go on, longer than a file system's clock takes to tell it from the next.
+const PAUSE: Duration = Duration::from_millis(25);
+/// How long damage must have been seen before it is certain: engines take so long to make or remove a container, at most.
+const CERTAIN_AFTER: Duration = Duration::from_secs(2);
+/// How often the store is read while there is damage that is not certain.
+const DOUBT_INTERVAL: Duration = Duration::from_millis(500);
+/// How many states of the store an answer is made of, each time because something is gone, before it is [`Error::Stale`].
+const STATES_MAX: usize = 4;
 
 /// How the tree is to be shown.
 #[derive(Debug, Clone, Default)]
@@ -106,6 +117,10 @@ const FOLDERS: &[(&str, Folder)] = &[
     ("status", status::status),
 ];
 
+/// Stands for what was read of the store at one time: two equal ones are one reading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct State(u64);
+
 /// What all folders of a view share.
 #[derive(Debug)]
 struct Shared {
@@ -116,11 +131,46 @@ struct Shared {
     /// How often the store was read again.
     rescans: AtomicU64,
     told: status::Told,
+    /// Guards the damage that was seen last. The thread that reads the store holds it for as long, so that others wait for
+    /// what it reads instead of reading the same. It waits for the store's disk alone: never for the kernel, nor for
+    /// another lock that is held for long.
+    seen: Mutex<Seen>,
+}
+
+/// The damage that was seen in all readings since some time: what is wrong, and how.
+type Seen = BTreeMap<(String, String), Since>;
+
+/// Since when damage was seen.
+#[derive(Debug, Clone, Copy)]
+enum Since {
+    /// It may be but the middle of a change.
+    Lately(Instant),
+    /// It is certain, and was told.
+    Long,
+}
+
+fn key(damage: &Damage) -> (String, String) {
+    (damage.what.clone(), damage.why.clone())
+}
+
+/// How much of the store is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    /// What is another than before, as far as times tell.
+    Changes,
+    /// Everything.
+    Whole,
 }
 
 /// One state of the store, with what the folders look up in it.
 #[derive(Debug)]
 struct Snapshot {
+    state: State,
+    /// When the reading began, and how much was read.
+    begun: Instant,
+    reading: Reading,
+    /// Damage that is not certain, as objects that suffer from it tell it: `what: why`.
+    doubtful: BTreeSet<String>,
     generation: Generation,
     /// The time that folders show whose names come and go: another one in each state, since the kernel keeps a listing
     /// until its directory has another time.
@@ -145,9 +195,35 @@ impl View {
     /// Where nothing of the store could be read.
     pub fn new(store: Box<dyn Store>, options: Options) -> Result<Self> {
         let store: Arc<dyn Store> = store.into();
-        let snapshot = RwLock::new(Arc::new(Snapshot::read(store.as_ref(), None)?));
+        let snapshot = Snapshot::read_calmly(store.as_ref(), None, Reading::Whole, &Seen::new())?;
+        let seen = snapshot.catalogue.damage.iter().map(|damage| (key(damage), Since::Long));
+        let seen = Mutex::new(seen.collect());
+        let snapshot = RwLock::new(Arc::new(snapshot));
         let (rescans, told) = (AtomicU64::new(0), status::Told::default());
-        Ok(Self { shared: Arc::new(Shared { store, options, snapshot, rescans, told }) })
+        Ok(Self { shared: Arc::new(Shared { store, options, snapshot, rescans, told, seen }) })
+    }
+
+    /// Reads the store again if it changed, as each look-up in a folder does whose names come and go.
+    #[must_use]
+    pub fn refresh(&self) -> State {
+        self.shared.current().state
+    }
+
+    /// Reads the whole store again, also what has the times that it had.
+    #[must_use]
+    pub fn read_again(&self) -> State {
+        self.shared.read_since(Instant::now(), Reading::Whole).state
+    }
+
+    /// Whether the store is to be read again soon, though nobody asks: there is damage that is not certain.
+    #[must_use]
+    pub fn is_in_doubt(&self) -> bool {
+        !self.shared.known().doubtful.is_empty()
+    }
+
+    /// Has changes of the store heard of, also in directories that it has got since.
+    pub fn watch(&self, watch: &mut Watch) {
+        watch.renew(self.shared.store.as_ref());
     }
 
     /// The root directory.
@@ -169,17 +245,6 @@ impl View {
             }
         }
         Ok(Some(node))
-    }
-
-    /// Reads the store again, whether or not it seems to have changed.
-    ///
-    /// # Errors
-    /// Where it cannot be read; it is then shown as it was.
-    pub fn rescan(&self) -> Result<()> {
-        let known = Arc::clone(&self.shared.snapshot.read());
-        let fresh = Snapshot::read(self.shared.store.as_ref(), Some(&known))?;
-        *self.shared.snapshot.write() = Arc::new(fresh);
-        Ok(())
     }
 
     /// What was wrong with the store when it was last read.
@@ -218,30 +283,78 @@ impl Shared {
     /// The state of the store as it is, read again if it changed. A store that cannot be read for the moment is shown
     /// as it was.
     fn current(&self) -> Arc<Snapshot> {
-        let known = Arc::clone(&self.snapshot.read());
+        let asked = Instant::now();
+        let known = self.known();
+        if self.is_current(&known) { known } else { self.read_since(asked, Reading::Changes) }
+    }
+
+    fn known(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.snapshot.read())
+    }
+
+    /// Whether nothing tells that the store is another than in this state.
+    fn is_current(&self, known: &Snapshot) -> bool {
         match self.store.generation() {
-            Ok(generation) if generation == known.generation && known.is_settled => known,
-            Ok(_) => match Snapshot::read(self.store.as_ref(), Some(&known)) {
-                Ok(fresh) => {
-                    log::debug!("the store changed and was read again");
-                    let damage = &fresh.catalogue.damage;
-                    for new in damage.iter().filter(|damage| !known.catalogue.damage.contains(damage)) {
-                        log::warn!("{}: {}", new.what, new.why);
-                    }
-                    let fresh = Arc::new(fresh);
-                    self.rescans.fetch_add(1, Ordering::Relaxed);
-                    *self.snapshot.write() = Arc::clone(&fresh);
-                    fresh
-                }
-                Err(error) => {
-                    log::warn!("the store changed but cannot be read, so it is shown as it was: {error}");
-                    known
-                }
-            },
+            Ok(generation) => {
+                let is_doubtful = !known.doubtful.is_empty() && known.begun.elapsed() > DOUBT_INTERVAL;
+                generation == known.generation && known.is_settled && !is_doubtful
+            }
             Err(error) => {
                 log::warn!("the store is shown as it was: {error}");
+                true
+            }
+        }
+    }
+
+    /// The state of the store as it was read since then, by this thread or another; the one that is known where the store
+    /// cannot be read.
+    fn read_since(&self, asked: Instant, reading: Reading) -> Arc<Snapshot> {
+        let mut seen = self.seen.lock();
+        let known = self.known();
+        let is_enough = reading == Reading::Changes || known.reading == Reading::Whole;
+        if known.begun >= asked && is_enough {
+            return known;
+        }
+        match Snapshot::read_calmly(self.store.as_ref(), Some(&known), reading, &seen) {
+            Ok(mut fresh) => {
+                log::debug!("the store was read again");
+                self.rescans.fetch_add(1, Ordering::Relaxed);
+                *seen = look_again(&fresh.catalogue.damage, &seen);
+                let lately = seen.iter().filter(|(_, since)| matches!(since, Since::Lately(_)));
+                fresh.doubtful = lately.map(|((what, why), _)| format!("{what}: {why}")).collect();
+                let fresh = Arc::new(fresh);
+                *self.snapshot.write() = Arc::clone(&fresh);
+                fresh
+            }
+            Err(error) => {
+                log::warn!("the store changed but cannot be read, so it is shown as it was: {error}");
                 known
             }
+        }
+    }
+
+    /// What is made of the state of the store as it is. What is gone by then is looked for in the state that it has now;
+    /// and where nothing tells that it has another, all of it is read, as when a layer was removed by hand.
+    ///
+    /// # Errors
+    /// Those of `make`; [`Error::Stale`] for damage that is not certain.
+    fn answer<T>(&self, make: impl Fn(&Snapshot) -> Result<T>) -> Result<T> {
+        let mut snapshot = self.current();
+        let mut states = 1_usize;
+        loop {
+            let (what, is_doubtful) = match make(&snapshot) {
+                Err(Error::Damaged { what, why }) if snapshot.doubtful.contains(&why) => (what, true),
+                Err(Error::Stale { what }) => (what, false),
+                answer => return answer,
+            };
+            let asked = Instant::now();
+            let newer = self.current();
+            let is_same = newer.state == snapshot.state;
+            if states >= STATES_MAX || (is_same && is_doubtful) {
+                return Err(Error::Stale { what });
+            }
+            states = states.saturating_add(1);
+            snapshot = if is_same { self.read_since(asked, Reading::Whole) } else { newer };
         }
     }
 
@@ -299,12 +412,46 @@ fn undamaged<T>(node: Result<T>) -> Result<Option<T>> {
     }
 }
 
+/// Since when this damage was seen; warns of what has become certain.
+fn look_again(damage: &[Damage], before: &Seen) -> Seen {
+    let since = |damage: &Damage| {
+        let since = match before.get(&key(damage)) {
+            None => Since::Lately(Instant::now()),
+            Some(Since::Lately(begun)) if begun.elapsed() >= CERTAIN_AFTER => {
+                log::warn!("{}: {}", damage.what, damage.why);
+                Since::Long
+            }
+            Some(since) => *since,
+        };
+        (key(damage), since)
+    };
+    damage.iter().map(since).collect()
+}
+
 impl Snapshot {
-    fn read(store: &dyn Store, known: Option<&Self>) -> Result<Self> {
+    /// Reads the store, and again after a pause where there is new damage but the store changed meanwhile: a layer may be
+    /// looked for before it is listed, and its image after.
+    fn read_calmly(store: &dyn Store, known: Option<&Self>, reading: Reading, seen: &Seen) -> Result<Self> {
+        let mut readings = 1_usize;
+        loop {
+            let fresh = Self::read(store, known, reading)?;
+            let has_stood_still = fresh.is_settled && store.generation()? == fresh.generation;
+            let is_new = |damage: &Damage| !seen.contains_key(&key(damage));
+            if has_stood_still || readings >= READINGS_MAX || !fresh.catalogue.damage.iter().any(is_new) {
+                return Ok(fresh);
+            }
+            readings = readings.saturating_add(1);
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    fn read(store: &dyn Store, known: Option<&Self>, reading: Reading) -> Result<Self> {
+        let begun = Instant::now();
         // Taken first: what changes while the catalogue is read shows as another generation the next time.
         let generation = store.generation()?;
         let is_settled = !generation.is_fresh();
-        let catalogue = store.catalogue(known.map(|known| &known.catalogue))?;
+        let unchanged = known.filter(|_| reading == Reading::Changes);
+        let catalogue = store.catalogue(unchanged.map(|known| &known.catalogue))?;
         let mut diffs = BTreeMap::new();
         for (chain, record) in &catalogue.layers {
             if let Some(diff) = record.diff {
@@ -327,11 +474,15 @@ impl Snapshot {
             }
         }
         let time = match known {
-            Some(known) if known.generation == generation => known.time,
+            Some(known) if known.generation == generation && reading == Reading::Changes => known.time,
             Some(known) => catalogue.changed.max(known.time.next()),
             None => catalogue.changed,
         };
         Ok(Self {
+            state: State(known.map_or(0, |known| known.state.0.saturating_add(1))),
+            begun,
+            reading,
+            doubtful: BTreeSet::new(),
             time,
             tags: NameTree::tags(&catalogue),
             digests: NameTree::digests(&catalogue),

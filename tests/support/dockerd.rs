@@ -55,43 +55,46 @@ impl Dockerd {
         // The machine's own daemon.json must not count; 29 and later would use containerd's store for a new root.
         let config = run.path().join("daemon.json");
         fs::write(&config, r#"{"features":{"containerd-snapshotter":false}}"#).unwrap();
-        let log = File::create(dir.path().join("log")).unwrap();
-        // Should the test be killed, the daemon ends too. (`setpriv` executes it, so that the pid is the daemon's.)
-        let child = Command::new("setpriv")
-            .args(["--pdeathsig", "TERM"])
-            .arg(found("dockerd").first().expect("there is no dockerd"))
-            .arg("--config-file")
-            .arg(&config)
-            .arg("--data-root")
-            .arg(dir.path().join("root"))
-            .arg("--exec-root")
-            .arg(run.path().join("exec"))
-            .arg("--pidfile")
-            .arg(run.path().join("pid"))
-            .arg("-H")
-            .arg(format!("unix://{}/sock", run.path().display()))
-            // A containerd that the machine already runs would be shared.
-            .arg("--containerd-namespace")
-            .arg(format!("docker-fs-{}", std::process::id()))
-            .args(["--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver", "overlay2"])
-            .args(["--shutdown-timeout", "2"])
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let mut daemon = Self { child, dir, run };
+        let mut daemon = Self { child: spawn(dir.path(), run.path()), dir, run };
+        daemon.wait_for_answer();
+        daemon
+    }
+
+    /// Ends the daemon in the middle of what it does.
+    pub(crate) fn kill_now(&self) {
+        let _ = kill_process(Pid::from_child(&self.child), Signal::KILL);
+    }
+
+    /// Ends the daemon, if it has not ended, and all that it started.
+    pub(crate) fn kill(&mut self) {
+        self.kill_now();
+        self.child.wait().unwrap();
+        for pid in self.orphans() {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+
+    /// Starts the daemon again that was killed, with what it left.
+    pub(crate) fn start_again(&mut self) {
+        // It would take any process that has the number by now for itself, or for its containerd.
+        for stale in ["pid", "exec/containerd/containerd.pid"] {
+            let _ = fs::remove_file(self.run.path().join(stale));
+        }
+        self.child = spawn(self.dir.path(), self.run.path());
+        self.wait_for_answer();
+    }
+
+    fn wait_for_answer(&mut self) {
         let patience = Instant::now() + Duration::from_secs(60);
-        while let Err(what) = daemon.try_docker(&["version"]) {
-            let ended = daemon.child.try_wait().unwrap();
+        while let Err(what) = self.try_docker(&["version"]) {
+            let ended = self.child.try_wait().unwrap();
             assert!(
                 ended.is_none() && Instant::now() < patience,
                 "dockerd does not answer ({ended:?}): {what}\n{}",
-                daemon.log_tail()
+                self.log_tail()
             );
             std::thread::sleep(Duration::from_millis(50));
         }
-        daemon
     }
 
     /// The data root: what docker-fs mounts.
@@ -169,6 +172,11 @@ impl Dockerd {
     pub(crate) fn build(&self, builder: Builder, tag: &str, dockerfile: &str) -> Result<(), String> {
         let context = tempfile::tempdir_in(self.run.path()).unwrap();
         fs::write(context.path().join("Dockerfile"), dockerfile).unwrap();
+        self.build_in(builder, tag, context.path())
+    }
+
+    /// Builds an image of a directory with a Dockerfile in it.
+    pub(crate) fn build_in(&self, builder: Builder, tag: &str, context: &Path) -> Result<(), String> {
         let mut trouble = String::new();
         // A client without the buildx plugin cannot ask for BuildKit, an older one beside it often can.
         for program in found("docker") {
@@ -178,7 +186,7 @@ impl Dockerd {
             if !tag.is_empty() {
                 command.args(["-t", tag]);
             }
-            match attempt(command.arg(context.path())) {
+            match attempt(command.arg(context)) {
                 Ok(_) => return Ok(()),
                 Err(what) if builder == Builder::Classic => return Err(what),
                 Err(what) => trouble.push_str(&what),
@@ -243,6 +251,35 @@ impl Drop for Dockerd {
         unmount_below(self.dir.path());
         unmount_below(self.run.path());
     }
+}
+
+/// Starts a daemon whose data root and log are in `dir`, and what it needs while it runs in `run`.
+fn spawn(dir: &Path, run: &Path) -> Child {
+    let log = File::options().create(true).append(true).open(dir.join("log")).unwrap();
+    // Should the test be killed, the daemon ends too. (`setpriv` executes it, so that the pid is the daemon's.)
+    Command::new("setpriv")
+        .args(["--pdeathsig", "TERM"])
+        .arg(found("dockerd").first().expect("there is no dockerd"))
+        .arg("--config-file")
+        .arg(run.join("daemon.json"))
+        .arg("--data-root")
+        .arg(dir.join("root"))
+        .arg("--exec-root")
+        .arg(run.join("exec"))
+        .arg("--pidfile")
+        .arg(run.join("pid"))
+        .arg("-H")
+        .arg(format!("unix://{}/sock", run.display()))
+        // A containerd that the machine already runs would be shared.
+        .arg("--containerd-namespace")
+        .arg(format!("docker-fs-{}", std::process::id()))
+        .args(["--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver", "overlay2"])
+        .args(["--shutdown-timeout", "2"])
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap()
 }
 
 fn layers_of(inspected: &Value) -> Vec<PathBuf> {

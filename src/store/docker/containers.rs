@@ -28,6 +28,16 @@ struct Config {
     driver: Option<String>,
     #[serde(default)]
     image: Option<String>,
+    #[serde(default)]
+    state: Option<State>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct State {
+    /// Set before the engine removes the container's layers, and only then.
+    #[serde(default)]
+    dead: bool,
 }
 
 /// The folder of containers, which the engine makes with the first one.
@@ -83,6 +93,16 @@ impl Containers {
         }
     }
 
+    /// Calls for the folder and each container's directory, or, as long as there is no folder, for the data root.
+    pub(super) fn watched(&self, each: &mut dyn FnMut(&Root, &TreePath)) {
+        let top = TreePath::root();
+        let Ok(Some(all)) = self.folder() else { return each(&self.data_root, &top) };
+        each(all, &top);
+        for id in ids(all, &top, ContainerId::from_hex).unwrap_or_default() {
+            each(all, &path(&id.hex()));
+        }
+    }
+
     /// What tells of every change of a container: a rename within its directory replaces its config.
     pub(super) fn stamps(&self) -> Result<Vec<Stamp>> {
         if let Some((_, stamps)) = self.stamps.lock().as_ref().filter(|(at, _)| at.elapsed() < Self::TRUSTED) {
@@ -124,10 +144,14 @@ pub(super) fn read(image: &Root, all: &Root, driver: &dyn Driver, catalogue: &mu
         };
         let file = config_of(id);
         let mut wrong = Vec::new();
+        let mut is_dead = false;
         match config(all, &file) {
             // A container of another driver: its layers are not in this store.
             Ok(Some(config)) if config.driver.as_deref().is_some_and(|name| name != driver.name()) => continue,
-            Ok(Some(config)) => fill(all, &file, config, &mut container)?,
+            Ok(Some(config)) => {
+                is_dead = config.state.as_ref().is_some_and(|state| state.dead);
+                fill(all, &file, config, &mut container)?;
+            }
             Ok(None) if mounted.contains(id) => wrong.push(Damage::of(all.shown(&file), "missing")),
             // Docker makes the folder before it writes the config.
             Ok(None) => continue,
@@ -140,6 +164,10 @@ pub(super) fn read(image: &Root, all: &Root, driver: &dyn Driver, catalogue: &mu
             && let Err(error) = catalogue.stack(parent)
         {
             wrong.push(Damage::from_error(image, &path(MOUNTS), error)?);
+        }
+        if is_dead && !wrong.is_empty() {
+            // It is being removed, which is no damage.
+            continue;
         }
         container.damage = wrong.iter().map(|damage| format!("{}: {}", damage.what, damage.why)).collect();
         for damage in wrong {

@@ -196,6 +196,14 @@ impl Store for Docker {
         Ok(Generation::of(stamps))
     }
 
+    fn watched(&self, each: &mut dyn FnMut(&Root, &TreePath)) {
+        each(&self.image, &TreePath::root());
+        for dir in [imagedb::CONTENT, imagedb::METADATA, layerdb::LAYERS, containers::MOUNTS] {
+            each(&self.image, &path(dir));
+        }
+        self.containers.watched(each);
+    }
+
     fn is_labelled(&self) -> bool {
         self.driver.is_labelled()
     }
