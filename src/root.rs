@@ -616,7 +616,11 @@ fn read_whole(file: &File, expected_bytes: usize, limit_bytes: usize, shown: imp
 
 /// Opens a path below a directory without touching the access time.
 fn open_quietly(dir: BorrowedFd<'_>, path: &TreePath, flags: OFlags, ground: Ground) -> rustix::io::Result<OwnedFd> {
-    quietly(flags, |flags| resolve::open(dir, path, flags, ground))
+    match ground {
+        // The mount itself notes no access times there; and to ask for it as well is refused on others' files.
+        Ground::Clone => resolve::open(dir, path, flags, ground),
+        Ground::Mount | Ground::Tree => quietly(flags, |flags| resolve::open(dir, path, flags, ground)),
+    }
 }
 
 /// Opens for reading what a descriptor stands for, and nothing else.

@@ -41,7 +41,7 @@ use support::eventually;
 use support::mount::{Mounted, require_privileges};
 use support::store::{ImageId, LayerRef, StoreBuilder, sha256_hex};
 
-// What the engine does to a store, as strace(1) shows it of Docker 20.10 to 28
+// What the engine does to a store, in its order: layers, the config, the reference; and back.
 
 const IMAGE: &str = "image/overlay2";
 
