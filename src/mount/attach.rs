@@ -48,7 +48,8 @@ pub struct Attached {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Identity {
     device: (u32, u32),
-    /// The kernel's number of the mount; 0 before Linux 5.8.
+    /// The kernel's number of the mount: one that no other ever has (Linux 6.8), one that another may have after it, as
+    /// its device (Linux 5.8), or 0.
     mount_id: u64,
 }
 
@@ -173,8 +174,10 @@ impl Attached {
 
 /// The mount at a path, found without a request to who serves it.
 fn identity(path: &Path) -> io::Result<Identity> {
+    /// `STATX_MNT_ID_UNIQUE` of the kernel's ABI; where it is unknown the other number is told.
+    const UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
-    let found = rustix::fs::statx(CWD, path, flags, StatxFlags::MNT_ID)?;
+    let found = rustix::fs::statx(CWD, path, flags, StatxFlags::MNT_ID | UNIQUE)?;
     Ok(Identity { device: (found.stx_dev_major, found.stx_dev_minor), mount_id: found.stx_mnt_id })
 }
 
