@@ -2,7 +2,8 @@
 //! leaves nothing behind.
 //!
 //! It stays where the mount is to be seen, with the privileges that this takes, and so has nothing to do with what
-//! strangers wrote: it opens a store's folders and hands them over, but reads nothing in them. It has one thread.
+//! strangers wrote: it opens a store's folders, where it lists names, and hands them over, but reads no file in them. It has
+//! one thread.
 
 use std::io;
 use std::os::fd::OwnedFd;
