@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
-use support::mount::{Mounted, require_privileges};
+use support::mount::{FOR_OTHER_USERS, Mounted, for_other_users, require_privileges};
 use support::store::{ImageId, LayerRef, StoreBuilder};
 use tempfile::TempDir;
 
@@ -760,22 +760,12 @@ fn other_users_mount_with_the_helper() {
     if !require_privileges("becoming another user") {
         return;
     }
-    // A device that others may open, a store of their own, and a program that they can reach.
-    let open = tempfile::Builder::new().prefix("docker-fs-").tempdir_in("/tmp").unwrap();
-    fs::set_permissions(open.path(), Permissions::from_mode(0o755)).unwrap();
-    fs::copy(DOCKER_FS, open.path().join("docker-fs")).unwrap();
-    let mut store = StoreBuilder::new(open.path().join("store"));
-    let layers = store.chain(1);
-    fs::write(layers[0].diff_dir().join("hello"), "good\n").unwrap();
-    let image = store.image(&layers);
-    store.tag("good:1", &image);
-    store.finish();
-    fs::create_dir(open.path().join("m")).unwrap();
-    let script = "mkdir d && mount -t tmpfs -o dev none d && mknod -m 666 d/fuse c 10 229 && mount --bind d/fuse /dev/fuse \
-                  && chown -R 65534:65534 store m && exec setpriv --reuid=65534 --regid=65534 --clear-groups sh -ec '\
+    let open = for_other_users();
+    let script = "&& exec setpriv --reuid=65534 --regid=65534 --clear-groups sh -ec '\
                   PATH=/none ./docker-fs store m || ./docker-fs store m; exec 3< m/merged/good:1/hello; cat <&3; \
                   grep \" $PWD/m \" /proc/self/mountinfo; ./docker-fs unmount m || ./docker-fs unmount -l m; ls m'";
-    let said = run(Command::new("unshare").args(["-m", "sh", "-c", script]).current_dir(open.path()));
+    let script = format!("{FOR_OTHER_USERS} {script}");
+    let said = run(Command::new("unshare").args(["-m", "sh", "-c", &script]).current_dir(open.path()));
     let m = open.path().join("m").display().to_string();
     let told = format!(
         "docker-fs: fusermount3 is missing, with which other users than root mount; install the package fuse3\n\

@@ -19,7 +19,7 @@ use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, Timespec as PollTime};
 use rustix::fs::inotify;
@@ -31,8 +31,8 @@ use rustix::io::{Errno, ReadWriteFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 use rustix::pipe::SpliceFlags;
 use support::mount::{KernelOverlay, Mounted, require_privileges};
+use support::random::noise;
 use support::stack::{Stack, char_device, dir, fifo, file, link, socket, sparse, stack, symlink, whiteout};
-use support::store::StoreBuilder;
 use tempfile::TempDir;
 
 /// What was asked, and what the system said.
@@ -183,18 +183,6 @@ const DIFFERENCES: &[Difference] = &[
 
 // Layers.
 
-/// Bytes without a pattern, the same at each run.
-fn noise(len: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()[3]
-    };
-    (0..len).map(|_| next()).collect()
-}
-
 const LARGE: usize = (3 << 20) + 17;
 const PAGE: usize = 4096;
 /// The longest name.
@@ -207,11 +195,11 @@ fn layers() -> Stack {
             .xattr("user.note", "value")
             .xattr("user.empty", "")
             .xattr("user.big", [b'v'; 1000]),
-        file("large", noise(LARGE)),
+        file("large", noise(LARGE, 0)),
         file("empty", ""),
         file("executable", "#!/bin/sh\n").mode(0o755),
         file("closed", "secret").mode(0o600).owner(1000, 1000),
-        sparse("sparse", 1 << 20, 512 << 10, noise(PAGE)),
+        sparse("sparse", 1 << 20, 512 << 10, noise(PAGE, 0)),
         sparse("hole", 300_000, 0, ""),
         symlink("link", "small"),
         symlink("long-link", [b'x'; 1000]),
@@ -249,16 +237,10 @@ impl Bench {
     fn new() -> Self {
         let dir = support::scratch("conduct");
         let stack = layers();
-        let mut store = StoreBuilder::new(dir.path().join("docker"));
-        let layers = store.chain(stack.layers.len());
-        let image = store.image(&layers);
-        store.tag("t:1", &image);
-        let directories: Vec<PathBuf> = layers.iter().rev().map(|layer| layer.diff_dir()).collect();
-        let undone = stack.apply(&directories);
-        assert!(undone.is_empty(), "{undone:#?}");
+        let (store, directories) = stack.store(dir.path().join("docker"));
         let kernel = KernelOverlay::restricted(&directories).expect("mount kernel overlayfs");
         // The permissions of the files count, as they do on other file systems.
-        let mount = Mounted::with(&store.finish(), &dir.path().join("mnt"), &["-o", "allow_other"], 0);
+        let mount = Mounted::with(&store, &dir.path().join("mnt"), &["-o", "allow_other"], 0);
         Self { kernel, mount, _dir: dir }
     }
 }

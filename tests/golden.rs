@@ -24,50 +24,14 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, SeekFrom};
 use rustix::io::Errno;
 use support::mount::{KernelOverlay, Mounted, require_privileges};
+use support::random::Dice;
 use support::stack::{Op, Stack, dir, fifo, file, link, sparse, stack, symlink, whiteout};
-use support::store::StoreBuilder;
 use tempfile::TempDir;
 
 const WORKERS: u64 = 4;
 const LAYERS: usize = 5;
 /// How many failures are told.
 const TOLD: usize = 10;
-
-/// Random numbers that follow from a seed (splitmix64).
-#[derive(Clone, Debug)]
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number from zero to less than `end`.
-    fn below(&mut self, end: usize) -> usize {
-        usize::try_from(self.roll() % (end as u64).max(1)).unwrap()
-    }
-
-    fn one_in(&mut self, count: usize) -> bool {
-        self.below(count) == 0
-    }
-
-    fn of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
-        &all[self.below(all.len())]
-    }
-
-    fn bytes(&mut self, length: usize) -> Vec<u8> {
-        let mut all = Vec::with_capacity(length + 8);
-        while all.len() < length {
-            all.extend(self.roll().to_le_bytes());
-        }
-        all.truncate(length);
-        all
-    }
-}
 
 // The tree.
 
@@ -76,7 +40,7 @@ impl Dice {
 fn layers(dice: &mut Dice) -> Stack {
     let mut directories = vec![String::new()];
     for _ in 0..60 {
-        let above = dice.of(&directories).clone();
+        let above = dice.of(&directories);
         let name = format!("d{}", directories.len());
         directories.push(if above.is_empty() { name } else { format!("{above}/{name}") });
     }
@@ -91,7 +55,7 @@ fn layers(dice: &mut Dice) -> Stack {
             }
         }
         for _ in 0..120 {
-            let above = dice.of(&directories).clone();
+            let above = dice.of(&directories);
             let name = format!("{}{}", ["f", "s", "l", "x"][dice.below(4)], dice.below(30));
             let path = if above.is_empty() { name } else { format!("{above}/{name}") };
             ops.insert(path.clone(), object(dice, &path, is_base));
@@ -148,15 +112,9 @@ impl Bench {
     fn new(dice: &mut Dice) -> Self {
         let dir = support::scratch("golden");
         let stack = layers(dice);
-        let mut store = StoreBuilder::new(dir.path().join("docker"));
-        let layers = store.chain(stack.layers.len());
-        let image = store.image(&layers);
-        store.tag("t:1", &image);
-        let directories: Vec<PathBuf> = layers.iter().rev().map(|layer| layer.diff_dir()).collect();
-        let undone = stack.apply(&directories);
-        assert!(undone.is_empty(), "{undone:#?}");
+        let (store, directories) = stack.store(dir.path().join("docker"));
         let golden = KernelOverlay::restricted(&directories).expect("mount kernel overlayfs");
-        let mount = Mounted::new(&store.finish(), &dir.path().join("mnt"));
+        let mount = Mounted::new(&store, &dir.path().join("mnt"));
         Self { golden, mount, _dir: dir }
     }
 }
@@ -231,7 +189,7 @@ impl Worker<'_> {
             let index = self.dice.below(self.open.len());
             return self.open.swap_remove(index);
         }
-        let path = self.dice.of(&self.paths.files).clone();
+        let path = self.dice.of(&self.paths.files);
         let [golden, found] = [self.golden, self.mount].map(|root| File::open(root.join(&path)).unwrap());
         (path, golden, found)
     }
@@ -259,7 +217,7 @@ impl Worker<'_> {
     }
 
     fn list(&mut self) -> Outcome {
-        let path = self.dice.of(&self.paths.directories).clone();
+        let path = self.dice.of(&self.paths.directories);
         let buffer = [300, 1000, 4096, 65_536][self.dice.below(4)];
         let listed = |root: &Path| {
             let dir = rustix::fs::open(root.join(&path), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?;
@@ -284,7 +242,7 @@ impl Worker<'_> {
     }
 
     fn read_link(&mut self) -> Outcome {
-        let path = self.dice.of(&self.paths.links).clone();
+        let path = self.dice.of(&self.paths.links);
         let room = 1 + self.dice.below(1200);
         let read = |root: &Path| {
             let mut space = vec![0_u8; room];
@@ -296,7 +254,7 @@ impl Worker<'_> {
     }
 
     fn stat(&mut self) -> Outcome {
-        let path = self.dice.of(&self.paths.all).clone();
+        let path = self.dice.of(&self.paths.all);
         let told = |root: &Path| {
             rustix::fs::lstat(root.join(&path)).map(|stat| {
                 let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
@@ -309,7 +267,7 @@ impl Worker<'_> {
     }
 
     fn absent(&mut self) -> Outcome {
-        let above = self.dice.of(&self.paths.all).clone();
+        let above = self.dice.of(&self.paths.all);
         let name = [".wh.f1", "absent", "f29", "x7", "..wh..opq", "d3"][self.dice.below(6)];
         let path = above.join(OsStr::from_bytes(name.as_bytes()));
         let told =

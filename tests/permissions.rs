@@ -28,9 +28,8 @@ use rustix::thread::{
     CapabilitySet, CapabilitySets, set_capabilities, set_keep_capabilities, set_thread_groups, set_thread_res_gid,
     set_thread_res_uid,
 };
-use support::mount::{KernelOverlay, Mounted, require_privileges};
+use support::mount::{FOR_OTHER_USERS, KernelOverlay, Mounted, for_other_users, require_privileges};
 use support::stack::{Op, Stack, block_device, char_device, dir, fifo, file, link, socket, stack, symlink, whiteout};
-use support::store::StoreBuilder;
 use tempfile::TempDir;
 
 const OWNER: u32 = 1000;
@@ -216,15 +215,9 @@ impl Bench {
     fn new(tree: &Stack, arguments: &[&str]) -> Self {
         let dir = support::scratch("permissions");
         fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
-        let mut store = StoreBuilder::new(dir.path().join("docker"));
-        let layers = store.chain(tree.layers.len());
-        let image = store.image(&layers);
-        store.tag("t:1", &image);
-        let directories: Vec<PathBuf> = layers.iter().rev().map(|layer| layer.diff_dir()).collect();
-        let undone = tree.apply(&directories);
-        assert!(undone.is_empty(), "{undone:#?}");
+        let (store, directories) = tree.store(dir.path().join("docker"));
         let kernel = KernelOverlay::restricted(&directories).expect("mount kernel overlayfs");
-        let mount = Mounted::with(&store.finish(), &dir.path().join("mnt"), arguments, 0);
+        let mount = Mounted::with(&store, &dir.path().join("mnt"), arguments, 0);
         let mut paths: BTreeSet<PathBuf> =
             tree.layers.iter().flatten().map(|op| PathBuf::from(String::from_utf8(op.path.clone()).unwrap())).collect();
         paths.insert("absent".into());
@@ -512,25 +505,14 @@ fn a_users_mount_keeps_root_out() {
     if !require_privileges("becoming another user") {
         return;
     }
-    let open = tempfile::Builder::new().prefix("docker-fs-").tempdir_in("/tmp").unwrap();
-    fs::set_permissions(open.path(), Permissions::from_mode(0o755)).unwrap();
-    fs::copy(env!("CARGO_BIN_EXE_docker-fs"), open.path().join("docker-fs")).unwrap();
-    let mut store = StoreBuilder::new(open.path().join("store"));
-    let layers = store.chain(1);
-    fs::write(layers[0].diff_dir().join("hello"), "good\n").unwrap();
-    let image = store.image(&layers);
-    store.tag("good:1", &image);
-    store.finish();
-    fs::create_dir(open.path().join("m")).unwrap();
-    // A device that others may open, in a mount namespace of its own, which ends all that it mounts.
-    let script = "mkdir d && mount -t tmpfs -o dev none d && mknod -m 666 d/fuse c 10 229 && mount --bind d/fuse /dev/fuse \
-                  && chown -R 65534:65534 store m \
-                  && as_user() { setpriv --reuid=65534 --regid=65534 --clear-groups \"$@\"; } \
+    let open = for_other_users();
+    let script = "&& as_user() { setpriv --reuid=65534 --regid=65534 --clear-groups \"$@\"; } \
                   && as_user ./docker-fs store m && as_user cat m/merged/good:1/hello \
                   && for path in m m/status m/merged/good:1/hello; do stat -c %s $path 2>&1; done; \
                   as_user ./docker-fs unmount m";
+    let script = format!("{FOR_OTHER_USERS} {script}");
     let mut command = Command::new("unshare");
-    command.args(["-m", "sh", "-c", script]).current_dir(open.path()).env("LC_ALL", "C").stdin(Stdio::null());
+    command.args(["-m", "sh", "-c", &script]).current_dir(open.path()).env("LC_ALL", "C").stdin(Stdio::null());
     let (mut stdout, mut stderr) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
     // Files: the mount in the background would keep pipes open.
     let status = command.stdout(stdout.try_clone().unwrap()).stderr(stderr.try_clone().unwrap()).status().unwrap();

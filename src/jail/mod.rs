@@ -25,6 +25,7 @@ mod root;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
+use crate::error::system_words;
 use crate::sys::jail::{Namespace, close_inherited, unshare};
 use crate::view::{Force, Measure};
 
@@ -126,10 +127,9 @@ fn take_namespaces() -> (bool, Outcome) {
     (has_own_mounts, if missing.is_empty() { Ok(None) } else { Err(missing.join(", ")) })
 }
 
-/// The system's words for an error, without Rust's number.
+/// The system's words for an error of whichever kind.
 fn why(error: impl Into<std::io::Error>) -> String {
-    let text = error.into().to_string();
-    text.split(" (os error").next().unwrap_or(&text).to_owned()
+    system_words(&error.into())
 }
 
 #[cfg(test)]

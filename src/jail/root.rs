@@ -11,12 +11,12 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
-use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, mount_remount, unmount,
 };
 
 use super::{DEVICE, Outcome, why};
+use crate::root::needs_proc;
 
 const DESCRIPTORS: &str = "/proc/self/fd";
 /// What no part of the new root allows.
@@ -24,15 +24,9 @@ const CLOSED: MountFlags = MountFlags::RDONLY.union(MountFlags::NOSUID).union(Mo
 
 /// Makes the new root on a directory and moves into it. The process must have a mount namespace of its own.
 pub(super) fn change(site: &Path, store_is_private: bool) -> Outcome {
-    let needs_descriptors = !(store_is_private && lists_attributes_by_descriptor());
+    let needs_descriptors = !store_is_private || needs_proc();
     enter(site, needs_descriptors).map_err(why)?;
     Ok(needs_descriptors.then(|| format!("with {DESCRIPTORS}, by which extended attributes are read here")))
-}
-
-/// Whether the kernel has `listxattrat(2)`, and with it `getxattrat(2)`.
-fn lists_attributes_by_descriptor() -> bool {
-    let here = crate::sys::xattr_list_at(rustix::fs::CWD, c"/", &mut []);
-    !here.is_err_and(|error| Errno::from_io_error(&error) == Some(Errno::NOSYS))
 }
 
 fn enter(site: &Path, needs_descriptors: bool) -> io::Result<()> {

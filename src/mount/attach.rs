@@ -24,7 +24,8 @@ use crate::error::{Error, Result};
 /// The setuid helper of package fuse3, by which other users than root mount and unmount.
 pub const FUSERMOUNT: &str = "fusermount3";
 
-const DEVICE: &str = "/dev/fuse";
+/// The device by which the kernel asks.
+pub const DEVICE: &str = "/dev/fuse";
 /// How far the kernel reads ahead within a file, in KiB: as much as it asks for in one request.
 const READ_AHEAD_KIB: u32 = 1_024;
 

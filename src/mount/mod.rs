@@ -28,7 +28,7 @@ use fuser::{Config, Session, SessionACL};
 use crate::error::{Error, Result};
 use crate::view::View;
 
-pub use attach::{Attached, FUSERMOUNT, How, attach, unmount};
+pub use attach::{Attached, DEVICE, FUSERMOUNT, How, attach, unmount};
 pub use counters::{AheadFigures, Counters, Figures, InodeFigures, LOG_TARGET, ListingFigures, OpenFigures};
 pub use inodes::{Held, Inodes, Key, ROOT};
 use refresh::{Refresher, Refreshing};

@@ -6,6 +6,7 @@
 //! * `tree` reads a directory tree into a map and tells two maps apart.
 //! * `view` reads all of a view through the library.
 //! * `filter` takes system calls away.
+//! * `random` makes numbers and bytes that follow from a seed.
 
 #![allow(
     dead_code,
@@ -20,6 +21,7 @@
 
 pub mod filter;
 pub mod mount;
+pub mod random;
 pub mod stack;
 pub mod store;
 pub mod tree;

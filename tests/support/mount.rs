@@ -14,8 +14,11 @@ use std::fs::{self, File};
 use std::io::{Read, Seek};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+use super::store::StoreBuilder;
 
 /// Whether the test may go on: true for root. Otherwise says what is skipped; where `DOCKER_FS_TEST_PRIVILEGED` is set, as in CI, skipping
 /// is a failure.
@@ -233,4 +236,25 @@ impl KernelOverlay {
     pub fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.root.as_raw_fd()))
     }
+}
+
+/// A shell's words that take a device that others may open, in a mount namespace of its own, which ends all that is
+/// mounted there, and give the store and the mount point of [`for_other_users`] to user 65534.
+pub const FOR_OTHER_USERS: &str = "mkdir d && mount -t tmpfs -o dev none d && mknod -m 666 d/fuse c 10 229 \
+                                   && mount --bind d/fuse /dev/fuse && chown -R 65534:65534 store m";
+
+/// A directory that others can reach, with the program `docker-fs`, a `store` with the image `good:1`, in which `hello` says
+/// good, and an empty directory `m`.
+pub fn for_other_users() -> tempfile::TempDir {
+    let open = tempfile::Builder::new().prefix("docker-fs-").tempdir_in("/tmp").unwrap();
+    fs::set_permissions(open.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::copy(env!("CARGO_BIN_EXE_docker-fs"), open.path().join("docker-fs")).unwrap();
+    let mut store = StoreBuilder::new(open.path().join("store"));
+    let layers = store.chain(1);
+    fs::write(layers[0].diff_dir().join("hello"), "good\n").unwrap();
+    let image = store.image(&layers);
+    store.tag("good:1", &image);
+    store.finish();
+    fs::create_dir(open.path().join("m")).unwrap();
+    open
 }
