@@ -26,7 +26,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Read, Seek};
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -582,30 +582,43 @@ fn mount_and_commands_show_nothing_from_outside() {
 }
 
 /// All that a reader gets to see of a mount: names, content, targets, attributes, and errors.
-fn read_mount(dir: &Path, seen: &mut Vec<u8>) {
-    let listed = open_without_links(dir, OFlags::DIRECTORY).and_then(Dir::new);
-    let entries = match listed {
+fn read_mount(point: &Path, seen: &mut Vec<u8>) {
+    match open_without_links(CWD, point.as_os_str().as_bytes(), OFlags::DIRECTORY) {
+        Ok(dir) => read_below(&dir, seen),
+        Err(errno) => seen.extend(errno.to_string().into_bytes()),
+    }
+}
+
+fn read_below(dir: &OwnedFd, seen: &mut Vec<u8>) {
+    let entries = match Dir::read_from(dir) {
         Ok(entries) => entries,
         Err(errno) => return seen.extend(errno.to_string().into_bytes()),
     };
     for entry in entries {
-        let path = match entry {
+        let entry = match entry {
             Ok(entry) if matches!(entry.file_name().to_bytes(), b"." | b"..") => continue,
-            Ok(entry) => dir.join(OsStr::from_bytes(entry.file_name().to_bytes())),
+            Ok(entry) => entry,
             Err(errno) => return seen.extend(errno.to_string().into_bytes()),
         };
-        seen.extend_from_slice(path.file_name().unwrap().as_bytes());
+        let name = entry.file_name().to_bytes();
+        seen.extend_from_slice(name);
         seen.push(b'\n');
+        // What is open stays what it is, whatever takes its name.
+        let path = Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(OsStr::from_bytes(name));
         attributes_of(&path, seen);
         let Ok(meta) = fs::symlink_metadata(&path) else { continue };
-        if meta.is_dir() {
-            read_mount(&path, seen);
-        } else if meta.is_symlink() {
+        let below = |more| open_without_links(dir.as_fd(), name, more);
+        if meta.is_symlink() {
             seen.extend(
                 fs::read_link(&path).map(|target| target.into_os_string().into_encoded_bytes()).unwrap_or_default(),
             );
+        } else if meta.is_dir() {
+            match below(OFlags::DIRECTORY) {
+                Ok(dir) => read_below(&dir, seen),
+                Err(errno) => seen.extend(errno.to_string().into_bytes()),
+            }
         } else if meta.is_file() {
-            match open_without_links(&path, OFlags::empty()) {
+            match below(OFlags::empty()) {
                 Ok(file) => drop(File::from(file).take(1 << 20).read_to_end(seen)),
                 Err(errno) => seen.extend(errno.to_string().into_bytes()),
             }
@@ -615,9 +628,9 @@ fn read_mount(dir: &Path, seen: &mut Vec<u8>) {
 
 /// Opens what a mount shows. A link that takes a place since it was looked at is an image's data, which this reader must
 /// not follow either.
-fn open_without_links(path: &Path, more: OFlags) -> Result<OwnedFd, Errno> {
+fn open_without_links(dir: BorrowedFd<'_>, path: &[u8], more: OFlags) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | more;
-    rustix::fs::openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)
+    rustix::fs::openat2(dir, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)
 }
 
 fn attributes_of(path: &Path, seen: &mut Vec<u8>) {

@@ -39,6 +39,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use serde_json::{Value, json};
 use support::eventually;
 use support::mount::{Mounted, require_privileges};
+use support::random::noise;
 use support::store::{ImageId, LayerRef, StoreBuilder, sha256_hex};
 
 // What the engine does to a store, in its order: layers, the config, the reference; and back.
@@ -359,18 +360,6 @@ fn settle() {
 /// Makes the kernel forget what it has cached and nobody uses.
 fn drop_caches() {
     fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
-}
-
-/// Some bytes that no other seed gives.
-fn noise(length: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()[3]
-    };
-    (0..length).map(|_| next()).collect()
 }
 
 /// A store with an image of one layer for each name, whose file `f` holds the name.
@@ -863,8 +852,10 @@ fn what_is_open_is_read_through_a_removal_or_stale() {
         refer(store.root(), &[("stays:1", &images[0].1)]);
         remove_image(store.root(), image, layer);
         // The numbers of the old files are taken by others.
-        let mut reused = 0;
-        for round in 0..4 {
+        let (mut reused, mut rounds) = (0, 0);
+        while rounds < 4 || (reused == 0 && rounds < 100) {
+            let round = rounds;
+            rounds += 1;
             let other = store.layer(None);
             for number in 0..60 {
                 fs::write(other.diff_dir().join(number.to_string()), noise(20_000, 1_000 + round * 100 + number))
