@@ -121,8 +121,8 @@ impl std::error::Error for Error {
     }
 }
 
-/// The system's text without Rust's "(os error N)".
-fn system_words(error: &io::Error) -> String {
+/// The system's words for an error, without Rust's "(os error N)".
+pub(crate) fn system_words(error: &io::Error) -> String {
     let text = error.to_string();
     match text.find(" (os error") {
         Some(end) => text.get(..end).unwrap_or(&text).to_owned(),

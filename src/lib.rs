@@ -7,7 +7,7 @@
 //! Uses between the modules point one way, from the tree that users see to the host's files:
 //!
 //! ```text
-//! cli, mount  →  view  →  union, store  →  layer  →  root  →  sys
+//! cli  →  mount, jail  →  view  →  union, store  →  layer  →  root  →  sys
 //! all of them →  error, name, digest, reference, meta
 //! ```
 
@@ -25,5 +25,7 @@ pub mod view;
 
 #[cfg(feature = "mount")]
 pub mod cli;
+#[cfg(feature = "mount")]
+mod jail;
 #[cfg(feature = "mount")]
 pub mod mount;

@@ -1,21 +1,41 @@
 //! A directory capability: every touch of the host's files goes through a [`Root`].
 //!
-//! A path is resolved below the root by `openat2(2)`: no `..`, no symbolic link, no magic link, no other mount in
-//! between. In a private clone (see below), which has none of these, calls that take a path are as strict, and one
-//! instead of three. A file is opened only after its type was seen to be regular, so no device, FIFO or socket
-//! ever is. Nothing here can write.
+//! A path is resolved below the root without leaving it: no `..`, no symbolic link, no magic link, no other mount in
+//! between (see `resolve`). Nothing here can write.
 //!
-//! Where the process may (`CAP_SYS_ADMIN`), a root is a private clone of the mount that it lies on: read-only and
-//! without access times, because `O_NOATIME` does nothing for `readlink(2)`. Elsewhere `O_NOATIME` is asked for, and
-//! done without where the system refuses it.
+//! Where the process may (`CAP_SYS_ADMIN`), a root is a private clone of the mount that it lies on: read-only, without
+//! devices, without symbolic links that are followed, and without access times, because `O_NOATIME` does nothing for
+//! `readlink(2)`. There calls that take a path lead nowhere else than a resolution would, and one does instead of three.
+//! Elsewhere `O_NOATIME` is asked for, and done without where the system refuses it.
+//!
+//! A file is opened for reading only after its type was seen to be regular. Who renames at that moment gains nothing:
+//!
+//! ```text
+//!                        in a private clone          elsewhere
+//! looked at              by its path                 by a descriptor that stands for it (O_PATH)
+//! opened                 by its path                 through that descriptor's link in /proc, which is the same file;
+//!                                                    without /proc by its path, and compared
+//! a device meanwhile     refused by nodev            only without /proc: opened, compared, closed
+//! a FIFO meanwhile       opened without waiting,     only without /proc: as a device
+//!                        cannot be read by position
+//! a socket, a link       refused by the system       refused by the system
+//! a directory            cannot be read              told by the comparison
+//! another file           it is the store's too       told by the comparison, and looked at again
+//! ```
 
+mod resolve;
+
+use std::ffi::CString;
 use std::fs::File;
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxFlags};
+use parking_lot::Mutex;
+use rustix::fs::inotify::WatchFlags;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir, Statx, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
 use rustix::path::Arg;
@@ -24,30 +44,54 @@ use crate::error::{Error, Result};
 use crate::meta::{DeviceNumber, Kind, Meta, Timestamp};
 use crate::name::{Name, TreePath};
 use crate::sys;
+use resolve::{FOLDER, Ground, HANDLE, MountId, PIECE_MAX, RETRIES, is_same};
 
 /// The largest value of an extended attribute, and the longest list of names (Linux `XATTR_SIZE_MAX`), in bytes.
 pub const XATTR_MAX: usize = 65_536;
-/// A path of more bytes than this is walked in pieces, below Linux' `PATH_MAX` of 4,096.
-const PIECE_MAX: usize = 3_500;
-/// How a directory is opened on the way to something else.
-const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// How a regular file is opened; whatever else may have taken its place is not waited for.
 const FILE: OFlags =
     OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-/// How often a resolution is tried again when a rename elsewhere made it uncertain (`EAGAIN` with `RESOLVE_BENEATH`).
-const RETRIES: usize = 64;
+
+/// What is told of a watched directory: entries that come, go or were written, and its own end.
+const CHANGES: WatchFlags = WatchFlags::CREATE
+    .union(WatchFlags::DELETE)
+    .union(WatchFlags::MOVE)
+    .union(WatchFlags::CLOSE_WRITE)
+    .union(WatchFlags::DELETE_SELF)
+    .union(WatchFlags::MOVE_SELF)
+    .union(WatchFlags::ONLYDIR);
+/// The types of file systems to which others may write without this kernel's hearing of it (`linux/magic.h` and the file
+/// systems' own sources).
+const WRITTEN_ELSEWHERE: [u32; 14] = [
+    0x0000_6969, // NFS
+    0x0000_517b, // SMB
+    0xff53_4d42, // CIFS
+    0xfe53_4d42, // SMB 2
+    0x0102_1997, // 9P
+    0x6573_5546, // FUSE, and so virtiofs
+    0x00c3_6400, // Ceph
+    0x5346_414f, // AFS
+    0x6b41_4653, // AFS of other implementations
+    0x7375_7245, // Coda
+    0x7461_636f, // OCFS2
+    0x0116_1970, // GFS2
+    0x0bd0_0bd0, // Lustre
+    0x786f_4256, // VirtualBox's shared folders
+];
 
 /// A directory of the host, and the only way to what lies below it.
 #[derive(Debug)]
 pub struct Root {
     path: PathBuf,
-    /// The directory where it was found; mounts below it are there.
-    found: OwnedFd,
-    /// The same directory for reading: a private clone without access times, or a copy of `found`.
+    /// The directory for reading: in a private clone, or in the host's tree.
     reading: OwnedFd,
-    /// Whether `reading` is a private clone, in which no symbolic link is followed and nobody can mount anything: there
-    /// calls that take a path and know no restrictions lead nowhere else than `openat2(2)` would.
+    /// The mount of `reading`.
+    mount: MountId,
+    /// Whether `reading` lies in a private clone.
     is_private: bool,
+    /// Of a private clone the directory where it was found, as mounts below it are there; until it is given up. Guarded,
+    /// as it is given up while others know the root; held for as long as something is found by it.
+    found: Mutex<Option<OwnedFd>>,
 }
 
 /// What the file system below a root says of its space.
@@ -71,6 +115,24 @@ pub struct Space {
     pub name_max: u32,
 }
 
+/// That the current directory of this thread is its own, so that moving it moves no other thread's.
+#[derive(Debug)]
+pub struct OwnDirectory {
+    /// It is this thread's, and cannot be given to another.
+    _of_this_thread: PhantomData<*const ()>,
+}
+
+impl OwnDirectory {
+    /// Gives this thread a current directory of its own.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn of_this_thread() -> std::io::Result<Self> {
+        sys::unshare_directory()?;
+        Ok(Self { _of_this_thread: PhantomData })
+    }
+}
+
 impl Root {
     /// Opens the directory at a path of the host, following the links that its user put there.
     ///
@@ -80,24 +142,30 @@ impl Root {
         let doing = || format!("open {}", path.display());
         let found = rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .map_err(Error::io(doing))?;
-        match open_once(found.as_fd(), b".", OFlags::PATH | OFlags::CLOEXEC, ResolveFlags::empty()) {
-            Err(Errno::NOSYS) => Err(Error::Unsupported {
-                what: path.display().to_string(),
-                why: "openat2(2) is missing, by which docker-fs keeps within the store: it needs Linux 5.6 or newer, \
-                      and no filter of system calls that takes it away (as systemd's RestrictSUIDSGID= does)"
-                    .to_owned(),
-            }),
-            _ => Self::of(path.to_owned(), found),
-        }
+        Self::of(path.to_owned(), found)
     }
 
-    /// Opens a directory below as a root of its own. Other than all else here, this crosses mounts: a data root's
-    /// folders may be mounts of their own.
+    /// Opens a directory below as a root of its own. Other than all else here, this crosses mounts, since a data
+    /// root's folders may be mounts of their own; no longer after [`Root::let_go`].
     ///
     /// # Errors
     /// [`Error::Io`], also where a part of `path` is a symbolic link.
     pub fn sub(&self, path: &TreePath) -> Result<Self> {
-        match resolve(self.found.as_fd(), path, FOLDER, ResolveFlags::empty()) {
+        let found = self.found.lock();
+        let (from, ground) = match (found.as_ref(), self.is_private) {
+            (Some(found), _) => (found, Ground::Tree),
+            (None, true) => (&self.reading, Ground::Clone),
+            (None, false) => (&self.reading, Ground::Tree),
+        };
+        match resolve::open(from.as_fd(), path, FOLDER, ground) {
+            // What lies in a private clone is private.
+            Ok(reading) if ground == Ground::Clone => Ok(Self {
+                path: self.host_path(path),
+                reading,
+                mount: self.mount,
+                is_private: true,
+                found: Mutex::default(),
+            }),
             Ok(found) => Self::of(self.host_path(path), found),
             Err(Errno::NOTDIR) if self.stat(path)?.is_some_and(|meta| meta.kind == Kind::Symlink) => {
                 Err(Error::Unsupported {
@@ -113,14 +181,31 @@ impl Root {
     }
 
     fn of(path: PathBuf, found: OwnedFd) -> Result<Self> {
-        let (reading, is_private) = match private_clone(&found) {
-            Ok(clone) => (clone, true),
-            Err(_unprivileged_or_old_kernel) => {
-                let copy = rustix::io::fcntl_dupfd_cloexec(&found, 0);
-                (copy.map_err(Error::io(|| format!("open {}", path.display())))?, false)
-            }
+        let (reading, found) = match private_clone(&found) {
+            Ok(clone) => (clone, Some(found)),
+            Err(_unprivileged_or_old_kernel) => (found, None),
         };
-        Ok(Self { path, found, reading, is_private })
+        let stat = raw_stat(reading.as_fd(), c"").map_err(Error::io(|| format!("find {}", path.display())))?;
+        Ok(Self { path, mount: MountId::of(&stat), is_private: found.is_some(), reading, found: Mutex::new(found) })
+    }
+
+    /// Lets go of the mount on which a private clone was found, from which all of the host can be reached. From then on
+    /// [`Root::sub`] finds what lies on the directory's own file system, in the clone, also where the process has left
+    /// the host's tree. A root that is no private clone stays as it is.
+    pub fn let_go(&self) {
+        *self.found.lock() = None;
+    }
+
+    /// The descriptor below which everything here is read.
+    #[must_use]
+    pub fn reading_fd(&self) -> BorrowedFd<'_> {
+        self.reading.as_fd()
+    }
+
+    /// Whether it is read through a private clone of its mount.
+    #[must_use]
+    pub fn is_private(&self) -> bool {
+        self.is_private
     }
 
     /// Where a path below lies on the host; for messages and for people, not for opening.
@@ -197,7 +282,7 @@ impl Root {
         entries.sort_unstable_by_key(|(inode, _)| *inode);
         let mut found = Vec::with_capacity(entries.len());
         for (_, name) in entries {
-            match stat_of(handle.as_fd(), name.as_bytes()) {
+            match self.stat_in(handle.as_fd(), &name) {
                 Ok(mut meta) => {
                     meta.bare = is_bare(handle.as_fd(), name.as_bytes(), meta.kind);
                     found.push((name, meta));
@@ -225,7 +310,7 @@ impl Root {
     /// # Errors
     /// [`Error::Io`]; `None` where there is nothing.
     pub fn folder(&self, path: &TreePath) -> Result<Option<Folder<'_>>> {
-        match resolve(self.reading.as_fd(), path, FOLDER, ResolveFlags::NO_XDEV) {
+        match resolve::open(self.reading.as_fd(), path, FOLDER, self.ground()) {
             Ok(handle) => Ok(Some(Folder { root: self, path: path.clone(), handle })),
             Err(Errno::NOENT) => Ok(None),
             Err(errno) => Err(Error::io(|| format!("open {}", self.shown(path)))(errno)),
@@ -237,54 +322,53 @@ impl Root {
     /// # Errors
     /// [`Error::Damaged`] where it is no regular file; [`Error::Io`].
     pub fn open_file(&self, path: &TreePath) -> Result<File> {
-        if self.plain(path).is_some() {
-            return self.open_file_in(self.reading.as_fd(), path, path);
-        }
-        let (dir, name) = self.parent(path).map_err(Error::io(|| format!("open {}", self.shown(path))))?;
-        match name {
-            Some(name) => self.open_file_in(dir.as_fd(), &TreePath::from(name), path),
-            None => Err(Error::damaged(self.shown(path), "not a regular file")),
-        }
+        self.open_checked(self.reading.as_fd(), path, &|| self.shown(path)).map(|(file, _)| file)
     }
 
-    /// Opens a regular file at a plain path below an open directory; `path` is for messages.
-    fn open_file_in(&self, dir: BorrowedFd<'_>, plain: &TreePath, path: &TreePath) -> Result<File> {
-        let doing = || format!("open {}", self.shown(path));
-        let same = |x: &Statx, y: &Statx| {
-            (x.stx_dev_major, x.stx_dev_minor, x.stx_ino) == (y.stx_dev_major, y.stx_dev_minor, y.stx_ino)
-        };
+    /// Opens a regular file at a path below a directory of this root, and what was seen to be regular, nothing else;
+    /// `shown` names it for messages.
+    fn open_checked(&self, dir: BorrowedFd<'_>, path: &TreePath, shown: &dyn Fn() -> String) -> Result<(File, Meta)> {
+        let doing = || format!("open {}", shown());
         // Engines replace files by renaming: between looking and opening there may be another.
         for _ in 0..RETRIES {
-            let before = raw_stat(dir, plain.as_bytes()).map_err(Error::io(doing))?;
+            let (before, handle) = self.look(dir, path).map_err(Error::io(doing))?;
             if kind_of(before.stx_mode) != Kind::Regular {
-                return Err(Error::damaged(self.shown(path), "not a regular file"));
+                return Err(Error::damaged(shown(), "not a regular file"));
             }
-            let file = open_quietly(dir, plain, FILE).map_err(Error::io(doing))?;
+            // The handle is held until it is compared: so long its number goes to no other file.
+            let file = match handle.as_ref().map(reopen) {
+                // Without /proc, or in a private clone.
+                None | Some(Err(Errno::NOENT | Errno::NOTDIR)) => open_quietly(dir, path, FILE, self.ground()),
+                Some(answer) => answer,
+            };
+            let file = file.map_err(Error::io(doing))?;
             let after = raw_stat(file.as_fd(), c"").map_err(Error::io(doing))?;
-            if same(&before, &after) && kind_of(after.stx_mode) == Kind::Regular {
-                return Ok(File::from(file));
+            if is_same(&before, &after) && kind_of(after.stx_mode) == Kind::Regular {
+                return Ok((File::from(file), meta_from(&before)));
             }
         }
-        Err(Error::Stale { what: self.shown(path) })
+        Err(Error::Stale { what: shown() })
     }
 
-    /// The content of a small regular file, `None` where there is nothing.
+    /// The attributes of a path, and where it takes a resolution, what that led to.
+    fn look(&self, dir: BorrowedFd<'_>, path: &TreePath) -> rustix::io::Result<(Statx, Option<OwnedFd>)> {
+        match self.plain(path) {
+            Some(plain) => Ok((raw_stat(dir, plain)?, None)),
+            None => {
+                let handle = resolve::open(dir, path, HANDLE, self.ground())?;
+                Ok((raw_stat(handle.as_fd(), c"")?, Some(handle)))
+            }
+        }
+    }
+
+    /// The content of a small regular file and the attributes that it had just before, `None` where there is nothing.
     ///
     /// # Errors
     /// [`Error::Damaged`] where it is no regular file or of more than `limit_bytes`; [`Error::Io`].
-    pub fn read(&self, path: &TreePath, limit_bytes: usize) -> Result<Option<Vec<u8>>> {
-        /// Most files are of less than this, and then one call reads them.
-        const EXPECTED: usize = 511;
-        let file = match self.open_file(path) {
-            Ok(file) => file,
-            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        // What is too large is not read to find that out.
-        if meta_of(&file).is_ok_and(|meta| is_larger(&meta, limit_bytes)) {
-            return Err(Error::damaged(self.shown(path), format!("larger than {limit_bytes} bytes")));
-        }
-        read_whole(&file, EXPECTED, limit_bytes, || self.shown(path)).map(Some)
+    pub fn read(&self, path: &TreePath, limit_bytes: usize) -> Result<Option<(Vec<u8>, Meta)>> {
+        let shown = || self.shown(path);
+        let opened = unless_absent(self.open_checked(self.reading.as_fd(), path, &shown))?;
+        opened.map(|(file, meta)| Ok((read_whole(&file, &meta, limit_bytes, shown)?, meta))).transpose()
     }
 
     /// The target of a symbolic link, byte for byte.
@@ -306,22 +390,13 @@ impl Root {
     /// [`Error::Io`].
     pub fn xattr(&self, path: &TreePath, attribute: &[u8]) -> Result<Option<Vec<u8>>> {
         let doing = || format!("read the attribute {:?} of {}", String::from_utf8_lossy(attribute), self.shown(path));
-        let read = match self.plain(path) {
-            Some(plain) => growing(256, |value| xattr_at(self.reading.as_fd(), plain, attribute, value)),
-            None => Err(Errno::NOSYS),
-        };
-        let read = match read {
-            // An older kernel, or no plain path.
-            Err(Errno::NOSYS) => {
-                let (dir, name) = self.parent(path).map_err(Error::io(doing))?;
-                let entry = entry_path(dir.as_fd(), name.as_ref());
-                growing(256, |value| match &name {
-                    Some(_) => rustix::fs::lgetxattr(&entry, attribute, value),
-                    None => rustix::fs::getxattr(&entry, attribute, value),
-                })
+        let read = self.by_entry(path, |dir, entry| {
+            match growing(256, |value| xattr_at(dir, entry, attribute, value)) {
+                // An older kernel.
+                Err(Errno::NOSYS) => growing(256, |value| rustix::fs::lgetxattr(path_in(dir, entry), attribute, value)),
+                read => read,
             }
-            read => read,
-        };
+        });
         match read {
             Ok(value) => Ok(Some(value)),
             Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
@@ -335,17 +410,55 @@ impl Root {
     /// [`Error::Io`].
     pub fn xattr_names(&self, path: &TreePath) -> Result<Vec<Vec<u8>>> {
         let doing = || format!("list the attributes of {}", self.shown(path));
-        let (dir, name) = self.parent(path).map_err(Error::io(doing))?;
-        let entry = entry_path(dir.as_fd(), name.as_ref());
-        let list = growing(1_024, |list| match &name {
-            Some(_) => rustix::fs::llistxattr(&entry, list),
-            None => rustix::fs::listxattr(&entry, list),
+        let list = self.by_entry(path, |dir, entry| {
+            match growing(1_024, |list| xattr_list_at(dir, entry, list)) {
+                // An older kernel.
+                Err(Errno::NOSYS) => growing(1_024, |list| rustix::fs::llistxattr(path_in(dir, entry), list)),
+                list => list,
+            }
         });
         match list {
             Ok(list) => Ok(list.split(|b| *b == 0).filter(|n| !n.is_empty()).map(<[u8]>::to_vec).collect()),
             Err(Errno::OPNOTSUPP) => Ok(Vec::new()),
             Err(errno) => Err(Error::io(doing)(errno)),
         }
+    }
+
+    /// Calls with an open directory and a path below it that leads nowhere else: a plain one, or a name.
+    fn by_entry<T>(
+        &self,
+        path: &TreePath,
+        call: impl FnOnce(BorrowedFd<'_>, &[u8]) -> rustix::io::Result<T>,
+    ) -> rustix::io::Result<T> {
+        if let Some(plain) = self.plain(path) {
+            return call(self.reading.as_fd(), plain);
+        }
+        let Some((dir, name)) = path.split_last() else { return call(self.reading.as_fd(), b".") };
+        let dir = self.handle(&dir)?;
+        self.stat_in(dir.as_fd(), &name)?;
+        call(dir.as_fd(), name.as_bytes())
+    }
+
+    /// Has an inotify instance tell of changes to the entries of a directory below; of what lies further below it is told
+    /// nothing. The system wants a path, so the thread's own current directory is moved there and to the root.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where others may make changes of which this kernel does not hear; [`Error::Io`], `ENOSPC`
+    /// where the system allows no more watches.
+    pub fn watch(&self, dir: &TreePath, inotify: impl AsFd, _own: &OwnDirectory) -> Result<()> {
+        let doing = || format!("watch {}", self.shown(dir));
+        let handle = self.handle(dir).map_err(Error::io(doing))?;
+        let disk = rustix::fs::fstatfs(&handle).map_err(Error::io(doing))?;
+        // The types are numbers of 32 bits, whatever the width and sign of the field.
+        if WRITTEN_ELSEWHERE.contains(&(disk.f_type as u32)) {
+            let why = "on a disk to which others may write without this machine's hearing of it";
+            return Err(Error::Unsupported { what: self.shown(dir), why: why.to_owned() });
+        }
+        rustix::process::fchdir(&handle).map_err(Error::io(doing))?;
+        let added = rustix::fs::inotify::add_watch(inotify, c".", CHANGES);
+        // A directory that is removed is not to be held.
+        let left = rustix::process::fchdir(&self.reading);
+        added.and(left).map_err(Error::io(doing))
     }
 
     /// What the file system says of its space.
@@ -368,23 +481,25 @@ impl Root {
         })
     }
 
-    /// A descriptor that stands for the path and opens nothing.
-    fn handle(&self, path: &TreePath) -> rustix::io::Result<OwnedFd> {
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        resolve(self.reading.as_fd(), path, flags, ResolveFlags::NO_XDEV)
+    fn ground(&self) -> Ground {
+        if self.is_private { Ground::Clone } else { Ground::Mount }
     }
 
-    /// The directory that holds the path, and its name there; for the root itself the root and no name.
-    fn parent(&self, path: &TreePath) -> rustix::io::Result<(OwnedFd, Option<Name>)> {
-        match path.split_last() {
-            Some((dir, name)) => Ok((self.handle(&dir)?, Some(name))),
-            None => Ok((self.handle(path)?, None)),
-        }
+    /// A descriptor that stands for the path and opens nothing.
+    fn handle(&self, path: &TreePath) -> rustix::io::Result<OwnedFd> {
+        resolve::open(self.reading.as_fd(), path, HANDLE, self.ground())
+    }
+
+    /// The attributes of an entry of an open directory of this root; `EXDEV` where it is another mount.
+    fn stat_in(&self, dir: BorrowedFd<'_>, name: &Name) -> rustix::io::Result<Meta> {
+        let stat = raw_stat(dir, name.as_bytes())?;
+        if self.is_private || MountId::of(&stat) == self.mount { Ok(meta_from(&stat)) } else { Err(Errno::XDEV) }
     }
 
     fn open_dir(&self, dir: &TreePath) -> Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        open_quietly(self.reading.as_fd(), dir, flags).map_err(Error::io(|| format!("open {}", self.shown(dir))))
+        open_quietly(self.reading.as_fd(), dir, flags, self.ground())
+            .map_err(Error::io(|| format!("open {}", self.shown(dir))))
     }
 }
 
@@ -417,7 +532,7 @@ impl<'a> Folder<'a> {
     /// # Errors
     /// [`Error::Io`].
     pub fn stat(&self, name: &Name) -> Result<Option<Meta>> {
-        match stat_of(self.handle.as_fd(), name.as_bytes()) {
+        match self.root.stat_in(self.handle.as_fd(), name) {
             Ok(meta) => Ok(Some(meta)),
             Err(Errno::NOENT) => Ok(None),
             Err(errno) => Err(Error::io(|| format!("read the attributes of {}", self.shown(name)))(errno)),
@@ -429,54 +544,63 @@ impl<'a> Folder<'a> {
     /// # Errors
     /// As [`Root::folder`].
     pub fn folder(&self, name: &Name) -> Result<Option<Folder<'a>>> {
-        match open_once(self.handle.as_fd(), name.as_bytes(), FOLDER, ResolveFlags::NO_XDEV) {
+        match resolve::open_once(self.handle.as_fd(), name.as_bytes(), FOLDER, self.root.ground()) {
             Ok(handle) => Ok(Some(Folder { root: self.root, path: self.path.join(name), handle })),
             Err(Errno::NOENT) => Ok(None),
             Err(errno) => Err(Error::io(|| format!("open {}", self.shown(name)))(errno)),
         }
     }
 
-    /// As [`Root::read`], also the attributes that the file had just before.
+    /// As [`Root::read`].
     ///
-    /// A file that was replaced since they were read is not told from the one before: either is whole. If something
-    /// else took its place, a FIFO is opened without waiting and refuses to be read by position, and devices are not
-    /// opened where the root is a private clone.
+    /// In a private clone a file that was replaced since they were read is not told from the one before: either is
+    /// whole.
     ///
     /// # Errors
     /// As [`Root::read`].
     pub fn read(&self, name: &Name, limit_bytes: usize) -> Result<Option<(Vec<u8>, Meta)>> {
+        let shown = || self.shown(name);
+        let opened = if self.root.is_private {
+            self.open_plainly(name)
+        } else {
+            self.root.open_checked(self.handle.as_fd(), &TreePath::from(name.clone()), &shown)
+        };
+        let Some((file, meta)) = unless_absent(opened)? else { return Ok(None) };
+        read_whole(&file, &meta, limit_bytes, shown).map(|content| Some((content, meta)))
+    }
+
+    /// Opens a regular file of a private clone, in which whatever takes its place cannot be read by position.
+    fn open_plainly(&self, name: &Name) -> Result<(File, Meta)> {
         let doing = || format!("open {}", self.shown(name));
-        let meta = match stat_of(self.handle.as_fd(), name.as_bytes()) {
-            Ok(meta) if meta.kind != Kind::Regular => {
-                return Err(Error::damaged(self.shown(name), "not a regular file"));
-            }
-            Ok(meta) if is_larger(&meta, limit_bytes) => {
-                return Err(Error::damaged(self.shown(name), format!("larger than {limit_bytes} bytes")));
-            }
-            Ok(meta) => meta,
-            Err(Errno::NOENT) => return Ok(None),
-            Err(errno) => return Err(Error::io(doing)(errno)),
-        };
-        let file = match open_quietly(self.handle.as_fd(), &TreePath::from(name.clone()), FILE) {
-            Ok(file) => File::from(file),
-            Err(Errno::NOENT) => return Ok(None),
-            Err(errno) => return Err(Error::io(doing)(errno)),
-        };
-        let expected = usize::try_from(meta.size_bytes).unwrap_or(usize::MAX);
-        read_whole(&file, expected, limit_bytes, || self.shown(name)).map(|content| Some((content, meta)))
+        let meta = stat_of(self.handle.as_fd(), name.as_bytes()).map_err(Error::io(doing))?;
+        if meta.kind != Kind::Regular {
+            return Err(Error::damaged(self.shown(name), "not a regular file"));
+        }
+        let file = open_quietly(self.handle.as_fd(), &TreePath::from(name.clone()), FILE, Ground::Clone);
+        Ok((File::from(file.map_err(Error::io(doing))?), meta))
     }
 }
 
-fn is_larger(meta: &Meta, limit_bytes: usize) -> bool {
-    usize::try_from(meta.size_bytes).map_or(true, |size| size > limit_bytes)
+/// `None` where an error says that there is nothing.
+fn unless_absent<T>(opened: Result<T>) -> Result<Option<T>> {
+    match opened {
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        opened => opened.map(Some),
+    }
 }
 
-/// The content of a regular file that is probably of no more than `expected_bytes`, of which one call then reads it: a
-/// regular file answers short at its end only. `shown` names it for messages.
+/// The content of a regular file with these attributes, of which one call then reads it: a regular file answers short at
+/// its end only. `shown` names it for messages.
 ///
 /// # Errors
 /// [`Error::Damaged`] where it is of more than `limit_bytes`; [`Error::Io`].
-fn read_whole(file: &File, expected_bytes: usize, limit_bytes: usize, shown: impl Fn() -> String) -> Result<Vec<u8>> {
+fn read_whole(file: &File, meta: &Meta, limit_bytes: usize, shown: impl Fn() -> String) -> Result<Vec<u8>> {
+    let too_large = || Error::damaged(shown(), format!("larger than {limit_bytes} bytes"));
+    let expected_bytes = usize::try_from(meta.size_bytes).unwrap_or(usize::MAX);
+    // What is too large is not read to find that out.
+    if expected_bytes > limit_bytes {
+        return Err(too_large());
+    }
     // One byte more, or the end would have to be asked for.
     let most = limit_bytes.saturating_add(1);
     let mut content = vec![0; expected_bytes.saturating_add(1).min(most)];
@@ -493,7 +617,7 @@ fn read_whole(file: &File, expected_bytes: usize, limit_bytes: usize, shown: imp
             break;
         }
         if filled > limit_bytes {
-            return Err(Error::damaged(shown(), format!("larger than {limit_bytes} bytes")));
+            return Err(too_large());
         }
         content.resize(filled.saturating_mul(4).min(most), 0);
     }
@@ -501,13 +625,38 @@ fn read_whole(file: &File, expected_bytes: usize, limit_bytes: usize, shown: imp
     Ok(content)
 }
 
+/// Opens a path below a directory without touching the access time.
+fn open_quietly(dir: BorrowedFd<'_>, path: &TreePath, flags: OFlags, ground: Ground) -> rustix::io::Result<OwnedFd> {
+    match ground {
+        // The mount itself notes no access times there; and to ask for it as well is refused on others' files.
+        Ground::Clone => resolve::open(dir, path, flags, ground),
+        Ground::Mount | Ground::Tree => quietly(flags, |flags| resolve::open(dir, path, flags, ground)),
+    }
+}
+
+/// Opens for reading what a descriptor stands for, and nothing else.
+///
+/// # Errors
+/// The system's; `ENOENT` or `ENOTDIR` where there is no /proc.
+fn reopen(handle: &OwnedFd) -> rustix::io::Result<OwnedFd> {
+    let path = path_in(handle.as_fd(), b"");
+    // That last link is followed, which is the descriptor's own.
+    quietly(FILE.difference(OFlags::NOFOLLOW), |flags| rustix::fs::openat(CWD, &path, flags, Mode::empty()))
+}
+
 /// Opens without touching the access time where that is allowed (own files, or `CAP_FOWNER`).
-fn open_quietly(dir: BorrowedFd<'_>, path: &TreePath, flags: OFlags) -> rustix::io::Result<OwnedFd> {
-    let open = |flags| resolve(dir, path, flags, ResolveFlags::NO_XDEV);
+fn quietly(flags: OFlags, open: impl Fn(OFlags) -> rustix::io::Result<OwnedFd>) -> rustix::io::Result<OwnedFd> {
     match open(flags | OFlags::NOATIME) {
         Err(Errno::PERM) => open(flags),
         answer => answer,
     }
+}
+
+/// Whether extended attributes can be read by way of /proc only (before Linux 6.13): a process that reads a store must
+/// not leave it then.
+#[must_use]
+pub fn needs_proc() -> bool {
+    sys::xattr_list_at(CWD, c".", &mut []).is_err_and(|error| Errno::from_io_error(&error) == Some(Errno::NOSYS))
 }
 
 /// Whether this process may read extended attributes in the `trusted.` namespace.
@@ -540,38 +689,6 @@ fn private_clone(dir: &OwnedFd) -> std::io::Result<OwnedFd> {
     Ok(clone)
 }
 
-/// Opens a path below a directory, in pieces where it is long.
-fn resolve(dir: BorrowedFd<'_>, path: &TreePath, flags: OFlags, more: ResolveFlags) -> rustix::io::Result<OwnedFd> {
-    if path.is_root() {
-        return open_once(dir, b".", flags, more);
-    }
-    let mut rest = path.as_bytes();
-    let mut held: Option<OwnedFd> = None;
-    loop {
-        let from = held.as_ref().map_or(dir, |fd| fd.as_fd());
-        let slash = rest.get(..PIECE_MAX).and_then(|piece| piece.iter().rposition(|b| *b == b'/'));
-        match slash.and_then(|at| rest.split_at_checked(at)) {
-            Some((piece, behind)) => {
-                let next = open_once(from, piece, FOLDER, more)?;
-                rest = behind.strip_prefix(b"/").unwrap_or(behind);
-                held = Some(next);
-            }
-            None => return open_once(from, rest, flags, more),
-        }
-    }
-}
-
-fn open_once(dir: BorrowedFd<'_>, path: &[u8], flags: OFlags, more: ResolveFlags) -> rustix::io::Result<OwnedFd> {
-    let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | more;
-    let mut tries = 0;
-    loop {
-        match rustix::fs::openat2(dir, path, flags, Mode::empty(), how) {
-            Err(Errno::AGAIN | Errno::INTR) if tries < RETRIES => tries += 1,
-            answer => return answer,
-        }
-    }
-}
-
 fn names_of(dir: &OwnedFd) -> rustix::io::Result<Vec<Name>> {
     let mut names = Vec::new();
     each_entry(dir, |_, name| names.push(name))?;
@@ -592,11 +709,7 @@ fn each_entry(dir: &OwnedFd, mut call: impl FnMut(u64, Name)) -> rustix::io::Res
     Ok(())
 }
 
-/// The path by which calls that know no descriptors reach an entry of an open directory, or the directory itself.
-fn entry_path(dir: BorrowedFd<'_>, name: Option<&Name>) -> Vec<u8> {
-    path_in(dir, name.map(Name::as_bytes).unwrap_or_default())
-}
-
+/// The path by which calls that know no descriptors reach an entry of an open directory, or what is open itself.
 fn path_in(dir: BorrowedFd<'_>, plain: &[u8]) -> Vec<u8> {
     let mut path = format!("/proc/self/fd/{}", dir.as_raw_fd()).into_bytes();
     if !plain.is_empty() {
@@ -612,25 +725,29 @@ fn is_bare(dir: BorrowedFd<'_>, plain: &[u8], kind: Kind) -> bool {
     if !matches!(kind, Kind::Regular | Kind::Directory) {
         return false;
     }
-    let size = std::ffi::CString::new(plain).map_err(Into::into);
-    match size.and_then(|name| sys::xattr_list_size_at(dir, &name)) {
-        Ok(size) => size == 0,
-        Err(error) => match Errno::from_io_error(&error) {
-            Some(Errno::OPNOTSUPP) => true,
-            Some(Errno::NOSYS) => {
-                let size = rustix::fs::llistxattr_query(path_in(dir, plain));
-                matches!(size, Ok(0) | Err(Errno::OPNOTSUPP))
-            }
-            _ => false,
-        },
-    }
+    let size = match xattr_list_at(dir, plain, &mut []) {
+        Err(Errno::NOSYS) => rustix::fs::llistxattr_query(path_in(dir, plain)),
+        size => size,
+    };
+    matches!(size, Ok(0) | Err(Errno::OPNOTSUPP))
 }
 
 /// An extended attribute of what is at a plain path below an open directory.
 fn xattr_at(dir: BorrowedFd<'_>, plain: &[u8], attribute: &[u8], value: &mut [u8]) -> rustix::io::Result<usize> {
-    let text = |bytes: &[u8]| std::ffi::CString::new(bytes).map_err(|_nul| Errno::INVAL);
-    let read = sys::xattr_at(dir, &text(plain)?, &text(attribute)?, value);
-    read.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+    sys::xattr_at(dir, &text(plain)?, &text(attribute)?, value).map_err(errno_of)
+}
+
+/// The list of extended attributes of what is at a plain path below an open directory; its size where there is no room.
+fn xattr_list_at(dir: BorrowedFd<'_>, plain: &[u8], list: &mut [u8]) -> rustix::io::Result<usize> {
+    sys::xattr_list_at(dir, &text(plain)?, list).map_err(errno_of)
+}
+
+fn text(bytes: &[u8]) -> rustix::io::Result<CString> {
+    CString::new(bytes).map_err(|_nul| Errno::INVAL)
+}
+
+fn errno_of(error: std::io::Error) -> Errno {
+    Errno::from_io_error(&error).unwrap_or(Errno::IO)
 }
 
 /// What a call fills a buffer with that says `ERANGE` where the buffer is too small: first this many bytes, then the most
@@ -662,13 +779,16 @@ pub fn meta_of(file: impl AsFd) -> std::io::Result<Meta> {
 
 fn raw_stat<P: rustix::path::Arg>(dir: BorrowedFd<'_>, path: P) -> rustix::io::Result<Statx> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-    rustix::fs::statx(dir, path, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME)
+    rustix::fs::statx(dir, path, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME | StatxFlags::MNT_ID)
 }
 
 fn stat_of<P: rustix::path::Arg>(dir: BorrowedFd<'_>, path: P) -> rustix::io::Result<Meta> {
-    let all = raw_stat(dir, path)?;
+    Ok(meta_from(&raw_stat(dir, path)?))
+}
+
+fn meta_from(all: &Statx) -> Meta {
     let time = |t: rustix::fs::StatxTimestamp| Timestamp { seconds: t.tv_sec, nanoseconds: t.tv_nsec };
-    Ok(Meta {
+    Meta {
         kind: kind_of(all.stx_mode),
         permissions: all.stx_mode & 0o7777,
         uid: all.stx_uid,
@@ -684,7 +804,7 @@ fn stat_of<P: rustix::path::Arg>(dir: BorrowedFd<'_>, path: P) -> rustix::io::Re
         created: time(all.stx_btime),
         inode: all.stx_ino,
         bare: false,
-    })
+    }
 }
 
 fn kind_of(mode: u16) -> Kind {

@@ -236,9 +236,7 @@ impl Union {
     /// Where the topmost root could not be read; [`Error::Damaged`] where it is gone.
     pub fn root(&self) -> Result<Option<Found>> {
         let Some(top) = self.layers.first() else { return Ok(None) };
-        let root = TreePath::root();
-        let meta = top.tree().stat(&root)?.filter(Meta::is_dir);
-        let meta = meta.ok_or_else(|| Error::damaged("a layer", "its directory is gone"))?;
+        let (root, meta) = (TreePath::root(), top.root()?);
         let parts = (0..self.layers.len()).map(|layer| Arc::new(Part { layer, path: root.clone() })).collect();
         Ok(Some(directory(parts, meta)))
     }

@@ -8,7 +8,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules from the host's files up; a module uses those before it, and none of its own row.
-const ROWS: [&[&str]; 7] = [&["sys"], &["root"], &["layer"], &["union", "store"], &["view"], &["mount"], &["cli"]];
+const ROWS: [&[&str]; 7] =
+    [&["sys"], &["root"], &["layer"], &["union", "store"], &["view"], &["mount", "jail"], &["cli"]];
 /// What every module may use: no I/O, no locks.
 const VOCABULARY: [&str; 5] = ["error", "name", "digest", "reference", "meta"];
 

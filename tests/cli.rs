@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
-use support::mount::{Mounted, require_privileges};
+use support::mount::{FOR_OTHER_USERS, Mounted, for_other_users, require_privileges};
 use support::store::{ImageId, LayerRef, StoreBuilder};
 use tempfile::TempDir;
 
@@ -502,7 +502,7 @@ fn term_and_int_unmount_and_are_success() {
         return;
     }
     let bench = Bench::new();
-    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+    for signal in [Signal::TERM, Signal::INT] {
         let mut serving = Foreground::new(&bench, &[]);
         assert_eq!(mounts_at(&bench.mount_point()), 1);
         serving.signal(signal);
@@ -511,7 +511,7 @@ fn term_and_int_unmount_and_are_success() {
         assert_eq!(mounts_at(&bench.mount_point()), 0, "{signal:?}");
         assert_eq!(message(&serving.socket), "STOPPING=1\n", "{signal:?}");
     }
-    // In the background a closed terminal is nothing.
+    // In the background HUP is no closed terminal.
     let mounted = Mounted::new(&bench.store(), &bench.mount_point());
     let pid = mounted.daemon().unwrap();
     kill(pid, Signal::HUP);
@@ -519,6 +519,60 @@ fn term_and_int_unmount_and_are_success() {
     kill(pid, Signal::TERM);
     wait_until("ending", || processes_with(mounted.path()) == 0);
     assert_eq!(mounts_at(mounted.path()), 0);
+}
+
+/// Starts a mount in the foreground of a terminal, by a shell that does this first.
+fn in_a_terminal(bench: &Bench, first: &str) -> Child {
+    let line =
+        format!("{first} exec '{DOCKER_FS}' -f '{}' '{}'", bench.store().display(), bench.mount_point().display());
+    let mut terminal = Command::new("script");
+    terminal.args(["-q", "-c", &line, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::null());
+    let child = terminal.spawn().unwrap();
+    wait_until("mounting", || bench.mount_point().join("status").exists());
+    child
+}
+
+#[test]
+fn a_closed_terminal_ends_a_mount_in_its_foreground() {
+    if !require_privileges("mounting") {
+        return;
+    }
+    let bench = Bench::new();
+    for (first, stays) in [("", false), ("trap '' HUP;", true)] {
+        let mut terminal = in_a_terminal(&bench, first);
+        let keeper = support::mount::keeper(&bench.mount_point()).unwrap();
+        terminal.kill().unwrap();
+        terminal.wait().unwrap();
+        if stays {
+            wait_until("reading the tree", || bench.mount_point().join("status").exists());
+            assert_eq!(mounts_at(&bench.mount_point()), 1);
+            kill(keeper, Signal::TERM);
+        }
+        wait_until("ending", || processes_with(&bench.mount_point()) == 0);
+        assert_eq!(mounts_at(&bench.mount_point()), 0);
+    }
+}
+
+#[test]
+fn without_a_terminal_hup_reads_the_store_again() {
+    if !require_privileges("mounting") {
+        return;
+    }
+    let bench = Bench::new();
+    let log = bench.path("log");
+    let mut command = Command::new("setsid");
+    command.arg(DOCKER_FS).args(["-f", "-v", "--log-file"]).arg(&log).args([bench.store(), bench.mount_point()]);
+    let mut child = command.stdin(Stdio::null()).spawn().unwrap();
+    wait_until("mounting", || bench.mount_point().join("status").exists());
+    let said = |what: &str| fs::read_to_string(&log).unwrap().contains(what);
+    kill(child.id(), Signal::HUP);
+    wait_until("reading the store again", || said("info: the whole store was read again"));
+    kill(child.id(), Signal::USR1);
+    wait_until("counting", || said("info: counters:"));
+    assert!(bench.mount_point().join("status").exists());
+    kill(child.id(), Signal::TERM);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(mounts_at(&bench.mount_point()), 0);
 }
 
 #[test]
@@ -624,7 +678,9 @@ fn relative_paths_are_those_of_where_it_was_started() {
     let log = log();
     let lines: Vec<&str> = log.lines().filter_map(|line| line.split_once(' ').map(|(_, text)| text)).collect();
     let told = bench.fill("{d}/store on {d}/m");
-    assert_eq!(lines, [format!("docker-fs: info: mounted {told}"), format!("docker-fs: info: unmounted {told}")]);
+    let (confined, mounts) = lines.split_first().unwrap();
+    assert!(confined.starts_with("docker-fs: info: the server is confined by namespaces, root, "), "{confined}");
+    assert_eq!(mounts, [format!("docker-fs: info: mounted {told}"), format!("docker-fs: info: unmounted {told}")]);
 }
 
 #[test]
@@ -634,12 +690,14 @@ fn the_background_lets_go_of_its_callers_pipes() {
     }
     let bench = Bench::new();
     let mounted = Mounted::new(&bench.store(), &bench.mount_point());
-    let pid = mounted.daemon().unwrap();
-    for stream in 0..3 {
-        let target = fs::read_link(format!("/proc/{pid}/fd/{stream}")).unwrap();
-        assert_eq!(target, Path::new("/dev/null"), "descriptor {stream}");
+    let pid = mounted.server().unwrap();
+    for pid in [mounted.daemon().unwrap(), pid] {
+        for stream in 0..3 {
+            let target = fs::read_link(format!("/proc/{pid}/fd/{stream}")).unwrap();
+            assert_eq!(target.file_name(), Some(OsStr::new("null")), "descriptor {stream} of {pid}");
+        }
+        assert_eq!(fs::read_link(format!("/proc/{pid}/cwd")).unwrap(), Path::new("/"));
     }
-    assert_eq!(fs::read_link(format!("/proc/{pid}/cwd")).unwrap(), Path::new("/"));
     let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
     let files: Vec<&str> =
         limits.lines().find(|line| line.starts_with("Max open files")).unwrap().split_whitespace().collect();
@@ -702,22 +760,12 @@ fn other_users_mount_with_the_helper() {
     if !require_privileges("becoming another user") {
         return;
     }
-    // A device that others may open, a store of their own, and a program that they can reach.
-    let open = tempfile::Builder::new().prefix("docker-fs-").tempdir_in("/tmp").unwrap();
-    fs::set_permissions(open.path(), Permissions::from_mode(0o755)).unwrap();
-    fs::copy(DOCKER_FS, open.path().join("docker-fs")).unwrap();
-    let mut store = StoreBuilder::new(open.path().join("store"));
-    let layers = store.chain(1);
-    fs::write(layers[0].diff_dir().join("hello"), "good\n").unwrap();
-    let image = store.image(&layers);
-    store.tag("good:1", &image);
-    store.finish();
-    fs::create_dir(open.path().join("m")).unwrap();
-    let script = "mkdir d && mount -t tmpfs -o dev none d && mknod -m 666 d/fuse c 10 229 && mount --bind d/fuse /dev/fuse \
-                  && chown -R 65534:65534 store m && exec setpriv --reuid=65534 --regid=65534 --clear-groups sh -ec '\
+    let open = for_other_users();
+    let script = "&& exec setpriv --reuid=65534 --regid=65534 --clear-groups sh -ec '\
                   PATH=/none ./docker-fs store m || ./docker-fs store m; exec 3< m/merged/good:1/hello; cat <&3; \
                   grep \" $PWD/m \" /proc/self/mountinfo; ./docker-fs unmount m || ./docker-fs unmount -l m; ls m'";
-    let said = run(Command::new("unshare").args(["-m", "sh", "-c", script]).current_dir(open.path()));
+    let script = format!("{FOR_OTHER_USERS} {script}");
+    let said = run(Command::new("unshare").args(["-m", "sh", "-c", &script]).current_dir(open.path()));
     let m = open.path().join("m").display().to_string();
     let told = format!(
         "docker-fs: fusermount3 is missing, with which other users than root mount; install the package fuse3\n\

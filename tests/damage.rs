@@ -286,7 +286,7 @@ impl Bench {
         let faulty = is_faulty.then(|| Faulty::new(&store.data, &store.dir.path().join("disk"), 4));
         let source = faulty.as_ref().map_or(store.data.as_path(), Faulty::path);
         let mount = Mounted::new(source, &store.dir.path().join("mnt"));
-        let pid = mount.daemon().unwrap();
+        let pid = mount.server().unwrap();
         let mut bench = Self {
             mount,
             faulty,
@@ -344,13 +344,29 @@ impl Bench {
                 take(format!("by-container/web/{tree}"))?;
             }
         }
-        let names = |dir: &Path| -> Result<BTreeSet<String>, String> {
-            let entries = fs::read_dir(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
-            Ok(entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect())
-        };
-        shown.tags = names(&path.join("by-tag"))?;
-        shown.tags.extend(names(&path.join("by-digest"))?);
+        if !but.names {
+            shown.tags = self.names("by-tag")?;
+            shown.tags.extend(self.names("by-digest")?);
+        }
         Ok(shown)
+    }
+
+    /// The names in a folder of the mount.
+    fn names(&self, folder: &str) -> Result<BTreeSet<String>, String> {
+        let entries = fs::read_dir(self.mount.path().join(folder)).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        let entries = entries.map_err(|error| format!("{folder}: {error}"))?;
+        Ok(entries.into_iter().map(|entry| entry.file_name().into_string().unwrap()).collect())
+    }
+
+    /// The folders that cannot list all there is, and say so, once it is certain that the store's own list is damaged.
+    fn folders_cut_short(path: &Path) -> &'static [&'static str] {
+        match path.to_str().unwrap() {
+            "image/overlay2/repositories.json" => &["by-tag", "by-digest"],
+            "image/overlay2/imagedb/content/sha256" => &["by-id", "merged"],
+            "image/overlay2/layerdb/sha256" => &["by-chain", "by-diff"],
+            "containers" | "image/overlay2/layerdb/mounts" => &["by-container"],
+            _ => &[],
+        }
     }
 
     /// The differences between what should be there all the same and what was when all was whole.
@@ -529,6 +545,11 @@ impl Bench {
         }
         let served_wrongly = self.differences(effect);
         wrong.extend(served_wrongly);
+        for folder in Self::folders_cut_short(path).iter().filter(|_| damage != Damage::Removed) {
+            if let Ok(names) = self.names(folder) {
+                wrong.push(format!("{folder} lists {names:?}, and no error"));
+            }
+        }
         for id in &effect.lost {
             if fs::read_dir(self.mount.path().join("merged").join(id)).is_ok() {
                 wrong.push(format!("the union of {id} is shown"));
@@ -541,7 +562,7 @@ impl Bench {
         if !eventually(|| self.is_whole()) {
             wrong.push(format!("not as before: {:#?} {:#?}", self.told(), self.differences(&Effect::default())));
         }
-        if self.mount.daemon() != Some(self.pid) {
+        if self.mount.server() != Some(self.pid) {
             wrong.push("the daemon is another one".to_owned());
         }
         wrong
@@ -731,6 +752,6 @@ fn a_layers_file_that_becomes_a_pipe_hangs_nobody() {
         assert!(read.as_ref().map_or(true, |content| content == b"alone"), "{damage:?}: {read:?}");
         bench.restore(&path, before);
         assert_eq!(fs::read(&shown).unwrap(), b"alone", "{damage:?}");
-        assert_eq!(bench.mount.daemon(), Some(bench.pid));
+        assert_eq!(bench.mount.server(), Some(bench.pid));
     }
 }

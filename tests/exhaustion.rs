@@ -38,7 +38,7 @@ const OTHER_THREADS: usize = 24;
 const THREADS: usize = 32;
 
 fn pid_of(mount: &Mounted) -> Pid {
-    Pid::from_raw(i32::try_from(mount.daemon().unwrap()).unwrap()).unwrap()
+    Pid::from_raw(i32::try_from(mount.server().unwrap()).unwrap()).unwrap()
 }
 
 fn entries(path: &str) -> usize {

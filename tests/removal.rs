@@ -288,7 +288,7 @@ fn a_file_that_nobody_reads_is_closed() {
     let mount = Mounted::new(&root, &dir.path().join("mnt"));
     fs::read(mount.path().join("by-container/web/changes/file")).unwrap();
     fs::remove_file(&stored).unwrap();
-    let descriptors = format!("/proc/{}/fd", mount.daemon().unwrap());
+    let descriptors = format!("/proc/{}/fd", mount.server().unwrap());
     let is_open = || {
         let targets =
             fs::read_dir(&descriptors).unwrap().flatten().filter_map(|entry| fs::read_link(entry.path()).ok());

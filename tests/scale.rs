@@ -85,7 +85,7 @@ fn two_thousand_images_are_mounted_without_a_look_into_layers() {
     let mounted = start.elapsed();
     let tags = names_in(&point.join("by-tag"));
     let listed = start.elapsed();
-    let pid = mount.daemon().unwrap();
+    let pid = mount.server().unwrap();
     let (now, most) = memory_kib(pid);
     eprintln!(
         "{}: mounted in {} ms, by-tag listed after {} ms; memory {now} KiB, at most {most} KiB; {} descriptors",

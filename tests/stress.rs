@@ -30,6 +30,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use support::eventually;
 use support::mount::{Mounted, require_privileges};
+use support::random::noise;
 use support::store::StoreBuilder;
 use support::tree::{Options, Tree, assert_same, diff, snapshot, walk};
 
@@ -43,18 +44,6 @@ fn drop_caches(what: u8) {
 fn mounts_at(path: &Path) -> usize {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     mounts.lines().filter(|line| line.split(' ').nth(4) == path.to_str()).count()
-}
-
-/// Noise that no two files share.
-fn noise(len: usize, seed: u64) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64 ^ (seed << 17 | 1);
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()[3]
-    };
-    (0..len).map(|_| next()).collect()
 }
 
 /// Some images that share layers, a container, and something of each kind of file.
@@ -131,7 +120,7 @@ fn parallel_readers_see_the_same_and_leave_nothing() {
     let dir = support::scratch("stress");
     let root = store(dir.path().join("docker")).finish();
     let mount = Mounted::new(&root, &dir.path().join("mnt"));
-    let pid = mount.daemon().unwrap();
+    let pid = mount.server().unwrap();
 
     let first = images(mount.path());
     drop_caches(3);

@@ -117,6 +117,12 @@ def drop_caches(which=3):
     Path("/proc/sys/vm/drop_caches").write_text(f"{which}\n")
 
 
+def server(pid):
+    """The process that serves a mount: the only child of that which was started, or itself where it has none."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(children[0]) if children else pid
+
+
 def cpu_seconds(pid):
     """What a process has used, threads that ended included: its CPU-time clock, as clock_getcpuclockid(3) makes it."""
     return time.clock_gettime((~pid << 3) | 2)

@@ -25,11 +25,11 @@ class Mount:
         self.daemon = daemon
 
     def cpu_seconds(self):
-        return linux.cpu_seconds(self.daemon.pid) if self.daemon else 0.0
+        return linux.cpu_seconds(linux.server(self.daemon.pid)) if self.daemon else 0.0
 
     def memory_kib(self):
-        """Resident memory of the daemon: at the moment and at most."""
-        return linux.memory_kib(self.daemon.pid) if self.daemon else (0, 0)
+        """Resident memory of the process that serves: at the moment and at most."""
+        return linux.memory_kib(linux.server(self.daemon.pid)) if self.daemon else (0, 0)
 
 
 class KernelOverlay:

@@ -4,6 +4,7 @@
 //! absolute here, before the background process leaves the directory that it was started in.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -12,8 +13,10 @@ use log::LevelFilter;
 
 use super::Failure;
 use super::help;
+use super::metrics;
 use super::options::Options;
 use super::words;
+use crate::mount::How;
 use crate::store;
 
 /// What is to be done.
@@ -34,6 +37,8 @@ pub(super) struct Mount {
     pub(super) options: Options,
     pub(super) place: Place,
     pub(super) level: LevelFilter,
+    /// Where the figures are told, if anywhere: the first of these addresses that can be bound.
+    pub(super) metrics: Vec<SocketAddr>,
 }
 
 /// Where the serving process lives.
@@ -50,7 +55,7 @@ pub(super) enum Place {
 pub(super) struct Unmount {
     /// An absolute path.
     pub(super) dir: PathBuf,
-    pub(super) how: super::unmount::How,
+    pub(super) how: How,
 }
 
 #[derive(Debug, Parser)]
@@ -83,6 +88,8 @@ struct Typed {
     quiet: bool,
     #[arg(long, value_name = "FILE", help = "Append messages to FILE; in the background they are lost otherwise")]
     log_file: Option<OsString>,
+    #[arg(long, value_name = "HOST:PORT", help = "Tell Prometheus the figures of this mount, on a loopback address")]
+    metrics: Option<String>,
     #[arg(short, long, action = ArgAction::HelpShort, global = true, help = "Print help: -h the short one, --help all")]
     help: Option<bool>,
     /// mount(8)'s "do not write mtab"; nothing does any more.
@@ -121,10 +128,9 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command,
         Err(error) => return not_parsed(&error),
     };
     match typed.command {
-        Some(TypedCommand::Unmount { lazy, dir }) => Ok(Command::Unmount(Unmount {
-            dir: absolute(dir)?,
-            how: if lazy { super::unmount::How::Lazy } else { super::unmount::How::Plain },
-        })),
+        Some(TypedCommand::Unmount { lazy, dir }) => {
+            Ok(Command::Unmount(Unmount { dir: absolute(dir)?, how: if lazy { How::Lazy } else { How::Plain } }))
+        }
         None => mount(typed).map(|mount| Command::Mount(Box::new(mount))),
     }
 }
@@ -142,6 +148,7 @@ fn mount(typed: Typed) -> Result<Mount, Failure> {
         return Err(Failure::usage(format!("unknown kind of store {kind:?}; known: {}", known.join(", "))));
     }
     options.log_file = typed.log_file.map(PathBuf::from).or(options.log_file).map(absolute).transpose()?;
+    let metrics = typed.metrics.as_deref().map(metrics::addresses).transpose().map_err(Failure::usage)?;
     let mut paths = typed.paths.iter().map(absolute);
     let (source, mount_point) = match (paths.next().transpose()?, paths.next().transpose()?) {
         (Some(source), Some(mount_point)) => (Some(source), mount_point),
@@ -160,6 +167,7 @@ fn mount(typed: Typed) -> Result<Mount, Failure> {
             (false, 2) => LevelFilter::Debug,
             (false, _) => LevelFilter::Trace,
         },
+        metrics: metrics.unwrap_or_default(),
     })
 }
 
@@ -193,7 +201,6 @@ fn not_parsed(error: &clap::Error) -> Result<Command, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::unmount::How;
 
     fn read(words: &[&str]) -> Result<Command, Failure> {
         parse(["docker-fs"].iter().chain(words).map(OsString::from))
@@ -221,6 +228,7 @@ mod tests {
                 options: Options::default(),
                 place: Place::Background,
                 level: LevelFilter::Warn,
+                metrics: Vec::new(),
             }
         );
         let two = mounts(&["relative", "/m"]);
@@ -266,6 +274,12 @@ mod tests {
             (&["/m", "--kind", "podman"], "unknown kind of store \"podman\"; known: docker"),
             (&["-q", "-v", "/m"], "the argument '--quiet' cannot be used with '--verbose...'"),
             (&["", "/m"], "a path is empty"),
+            (&["/m", "--metrics", "9090"], "--metrics wants HOST:PORT, not \"9090\""),
+            (
+                &["/m", "--metrics=0.0.0.0:9090"],
+                "--metrics 0.0.0.0:9090: 0.0.0.0 is not a loopback address; there is no password, so only this machine \
+                 may ask",
+            ),
         ] {
             assert_eq!(read(words), Err(Failure::usage(message)), "{words:?}");
         }

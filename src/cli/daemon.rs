@@ -1,14 +1,14 @@
-//! The background: a process of its own that mounts, says so, and serves.
+//! The background: a process of its own that mounts, says so, and stays until the mount ends.
 //!
 //! ```text
 //! the command       fork ───────────────────────── read the report ── message, exit code
-//! the background    new session, chdir / ── mount ── report ── serve
+//! the background    new session, chdir / ── mount ── report ── keep
 //! ```
 //!
 //! All the work is done in the background process, so that no thread and no descriptor has to cross over; the command
 //! only waits. A pipe that ends without a report is a process that died.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 
 use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
@@ -26,6 +26,14 @@ pub(super) enum Audience {
 }
 
 impl Audience {
+    /// Has this process tell nobody: another one does.
+    pub(super) fn leave_to_others(&mut self) {
+        match self {
+            Self::User => {}
+            Self::Command(pipe) => *pipe = None,
+        }
+    }
+
     /// Says that the tree can be read, and what the user should know all the same.
     ///
     /// # Errors
@@ -42,20 +50,30 @@ impl Audience {
             Self::Command(pipe) => {
                 let exit = if trouble.is_some() { Exit::Damaged } else { Exit::Done };
                 let report = Report { exit, status: status.to_owned(), message: trouble.unwrap_or_default() };
-                silence()?;
+                silence(&null()?)?;
                 report.send(pipe)
             }
         }
     }
 }
 
+/// What takes the place of the caller's standard streams.
+///
+/// # Errors
+/// The system's.
+pub(super) fn null() -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).open("/dev/null")
+}
+
 /// Lets go of the caller's standard streams: who reads them to the end need not wait for the end of the mount. The
 /// numbers stay taken, so that nothing else is ever opened as one of them.
-fn silence() -> io::Result<()> {
-    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
-    rustix::stdio::dup2_stdin(&null)?;
-    rustix::stdio::dup2_stdout(&null)?;
-    rustix::stdio::dup2_stderr(&null)?;
+///
+/// # Errors
+/// The system's.
+pub(super) fn silence(null: &File) -> io::Result<()> {
+    rustix::stdio::dup2_stdin(null)?;
+    rustix::stdio::dup2_stdout(null)?;
+    rustix::stdio::dup2_stderr(null)?;
     Ok(())
 }
 
@@ -155,7 +173,8 @@ fn wait(child: Pid, mut reader: PipeReader) -> Result<Exit, Failure> {
     }
 }
 
-fn how_it_ended(status: WaitStatus) -> String {
+/// The end of a process, in brackets.
+pub(super) fn how_it_ended(status: WaitStatus) -> String {
     match (status.terminating_signal(), status.exit_status()) {
         (Some(signal), _) => format!(" (signal {signal})"),
         (None, Some(code)) => format!(" (exit code {code})"),

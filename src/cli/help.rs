@@ -17,7 +17,7 @@ The tree:
   by-diff/ID/           the same by its diff ID
   by-container/NAME/    a container: its changes, and what it sees
   merged/IMAGE/         all layers of an image, united: what a container would see
-  status                what was read, and what of it is damaged (JSON)
+  status                what was read, what of it is damaged, what the mount does (JSON)
 
   An image's directory holds config.json, history, layers/N/ (0 is the base),
   layers/N.json, and merged. In layers/N/ a deletion is an empty file .wh.NAME.
@@ -41,6 +41,8 @@ of a rootless Docker.
 Mount options (-o):
   allow_other         let other users in, with the permissions that the files have
   fsname=NAME         what df and findmnt show as the source; \\, is a comma
+  jail=full           the process that reads the store has no more rights than that takes [default]
+  jail=none           … has those of whoever mounts: to find out whether the jail is at fault
   kind=KIND           as --kind
   log_file=FILE       as --log-file
   noexec              let no program be started from the mount
@@ -89,8 +91,12 @@ Environment:
   XDG_CONFIG_HOME, XDG_DATA_HOME, HOME
                     where a rootless Docker's daemon.json and store are looked for
 
+USR1 has it log what it has done and what it holds, which status shows too, and --metrics
+tells Prometheus at http://HOST:PORT/metrics.
+
 TERM and INT unmount and end it; if the mount is in use, it is detached, and its users have
-10 seconds. A mount point in the store, or around it, is refused: reading would never end.";
+10 seconds. HUP has the store read again (but ends a mount in the foreground of a terminal),
+USR1 logs counters. A mount point in the store, or around it, is refused: reading would never end.";
 
 pub(super) const UNMOUNT: &str = "Ends a mount of docker-fs";
 

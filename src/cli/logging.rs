@@ -12,6 +12,7 @@ use env_logger::{Builder, Target};
 use log::{Level, LevelFilter};
 
 use super::{Failure, words};
+use crate::mount::LOG_TARGET;
 
 const VARIABLE: &str = "DOCKER_FS_LOG";
 
@@ -28,7 +29,9 @@ pub(super) fn start(level: LevelFilter, file: Option<&Path>) -> Result<(), Failu
             let others = level.min(LevelFilter::Warn);
             // It calls it an error that a reader was killed before the answer came.
             let fuser = if level >= LevelFilter::Debug { others } else { LevelFilter::Off };
-            builder.filter_level(others).filter_module("fuser", fuser).filter_module("docker_fs", level)
+            builder.filter_level(others).filter_module("fuser", fuser).filter_module("docker_fs", level);
+            // Someone asked for these.
+            builder.filter_module(LOG_TARGET, LevelFilter::Info)
         }
     };
     let stamped = file.is_some();

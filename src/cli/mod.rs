@@ -10,13 +10,17 @@
 mod args;
 mod daemon;
 mod help;
+mod keeper;
+mod link;
 mod logging;
+mod metrics;
 mod mount;
 mod mountinfo;
 mod mountpoint;
 mod notify;
 mod options;
 mod overlap;
+mod server;
 mod signals;
 mod source;
 mod unmount;
@@ -26,7 +30,7 @@ use std::fmt::{self, Display};
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
-use crate::error::Error;
+use crate::error::{Error, system_words as words};
 
 /// How the command ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,10 +123,4 @@ fn print(text: &str) -> Result<Exit, Failure> {
         }
         _ => Ok(Exit::Done),
     }
-}
-
-/// The system's words for an error, without Rust's "(os error N)".
-fn words(error: &std::io::Error) -> String {
-    let text = error.to_string();
-    text.split(" (os error").next().unwrap_or(&text).to_owned()
 }

@@ -1,21 +1,29 @@
 //! `docker-fs [SOURCE] MOUNTPOINT`: from a request to a mount that is served until it ends.
 //!
-//! What can be refused is refused before the kernel is asked for anything: the mount point, the store, their overlap,
-//! the device. Everything of it happens in the process that serves.
+//! ```text
+//! the command, or its background process
+//!   mount point, store, overlap, device     what can be refused is refused before the kernel is asked for anything
+//!   fork ─ keeper   mounts, waits for signals and for the server, unmounts
+//!        └ server   jails itself, reads the store, answers the kernel
+//! ```
 
-use std::path::Path;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 
-use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::process::{Resource, getpid, getrlimit, setrlimit};
 
 use super::args::{Mount, Place};
 use super::daemon::{self, Audience};
+use super::keeper::{self, Server};
+use super::options::Jail;
 use super::source::Surroundings;
 use super::unmount::{canonical, mounts};
-use super::{Exit, Failure, logging, mountpoint, overlap, signals, source, words};
+use super::{Exit, Failure, link, logging, mountpoint, overlap, server, source, words};
+use crate::jail;
 use crate::mount::{self, Opens};
-use crate::store::{self, Damage};
-use crate::sys;
-use crate::view::{self, View};
+use crate::store;
+use crate::sys::{self, Fork};
+use crate::view::Form;
 
 /// Threads that serve where nothing else was asked for. Each waits for the disk that it asks, so there are more of them
 /// than may ask for one layer ([`crate::layer::gate::ROOM`]); of few descriptors they take an eighth.
@@ -24,11 +32,26 @@ const THREADS: std::ops::RangeInclusive<usize> = 2..=32;
 /// How files are opened where nothing else was asked for.
 const OPENS: Opens = Opens::Once;
 
+/// What keeper and server agree upon before they part.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) source: PathBuf,
+    pub(super) mount: mount::Options,
+    /// The mount point as it was typed.
+    pub(super) shown_point: PathBuf,
+    pub(super) form: Form,
+    pub(super) jail: Jail,
+    pub(super) place: Place,
+    /// Where Prometheus may ask; nowhere if empty.
+    pub(super) metrics: Vec<SocketAddr>,
+}
+
 /// Mounts, and serves in the place that was asked for.
 ///
 /// # Errors
 /// Why there is no mount, or only a damaged one.
 pub(super) fn run(request: &Mount) -> Result<Exit, Failure> {
+    jail::let_go_of_inherited();
     let log_file = request.options.log_file.as_deref();
     logging::start(request.level, log_file)?;
     let work = |audience: &mut Audience| {
@@ -44,62 +67,62 @@ pub(super) fn run(request: &Mount) -> Result<Exit, Failure> {
     }
 }
 
-/// Mounts, tells the audience, and serves until the mount ends.
+/// Makes sure that a mount can be made, and parts into keeper and server.
 fn serve(request: &Mount, audience: &mut Audience) -> Result<(), Failure> {
-    let options = &request.options;
     sys::use_one_heap();
     raise_descriptor_limit();
+    let options = &request.options;
     let mount_point = mountpoint::prepare(&request.mount_point)?;
     let store_options = store::Options { kind: options.kind.clone(), prefix: options.prefix };
     let (source, store) = source::open(request.source.as_deref(), Surroundings::of_process, &store_options)?;
     refuse_overlap(&source, &mount_point)?;
     mountpoint::check_fuse()?;
 
-    let view = View::new(store, view::Options { whiteouts: options.form, source: source.clone() })?;
-    let damage = view.damage();
+    let plan = plan(request, source, mount_point);
+    let impossible =
+        |error: std::io::Error| Failure::failed(format!("cannot start a process that serves: {}", words(&error)));
+    let (keepers, servers) = link::pair().map_err(impossible)?;
+    let keeper = getpid();
+    match sys::fork().map_err(impossible)? {
+        Fork::Child => {
+            drop(keepers);
+            audience.leave_to_others();
+            let exit = server::run(store, &plan, &servers, Some(keeper));
+            std::process::exit(exit.code().into())
+        }
+        Fork::Parent(pid) => {
+            drop((store, servers));
+            keeper::keep(Server::new(pid, keepers), &plan, audience)
+        }
+    }
+}
+
+fn plan(request: &Mount, source: PathBuf, mount_point: PathBuf) -> Plan {
+    let options = &request.options;
     let descriptors = getrlimit(Resource::Nofile).current.and_then(|limit| usize::try_from(limit).ok());
     let most = descriptors.map_or(*THREADS.end(), |limit| limit / 8);
-    let mount_options = mount::Options {
-        fs_name: options.fs_name.clone().unwrap_or_else(|| source.to_string_lossy().into_owned()),
-        allow_other: options.allow_other,
-        noexec: options.noexec,
-        opens: options.opens.unwrap_or(OPENS),
-        threads: options.threads.unwrap_or(most.clamp(*THREADS.start(), *THREADS.end())),
-        mount_point: mount_point.clone(),
-    };
-    let held = signals::hold(request.place)
-        .map_err(|error| Failure::failed(format!("cannot receive signals: {}", words(&error))))?;
-    let mut mounted = mount::mount(view, &mount_options)?;
-    let mut unmounter = mounted.unmounter();
-
-    let status = format!("{} on {}", source.display(), mount_point.display());
-    log::info!("mounted {status}");
-    let told = audience.ready(&format!("serving {status}"), trouble(&damage, &request.mount_point));
-    let watched = match told {
-        Ok(()) => held.watch(unmounter, mount_point),
-        Err(error) => unmounter.unmount().and(Err(error)),
-    };
-    watched.map_err(|error| Failure::failed(format!("gave up {status}: {}", words(&error))))?;
-    mounted.serve()?;
-    log::info!("unmounted {status}");
-    Ok(())
+    Plan {
+        mount: mount::Options {
+            fs_name: options.fs_name.clone().unwrap_or_else(|| source.to_string_lossy().into_owned()),
+            allow_other: options.allow_other,
+            noexec: options.noexec,
+            opens: options.opens.unwrap_or(OPENS),
+            threads: options.threads.unwrap_or(most.clamp(*THREADS.start(), *THREADS.end())),
+            mount_point,
+        },
+        source,
+        shown_point: request.mount_point.clone(),
+        form: options.form,
+        jail: options.jail,
+        place: request.place,
+        metrics: request.metrics.clone(),
+    }
 }
 
 fn refuse_overlap(source: &Path, mount_point: &Path) -> Result<(), Failure> {
     let real = canonical(source)
         .map_err(|error| Failure::failed(format!("cannot find {}: {}", source.display(), words(&error))))?;
     overlap::trouble(&mounts()?, &real, mount_point).map_or(Ok(()), |trouble| Err(Failure::failed(trouble)))
-}
-
-/// What of the store is damaged, in a line; `None` where nothing is.
-fn trouble(damage: &[Damage], mount_point: &Path) -> Option<String> {
-    let first = damage.first()?;
-    let objects = match damage.len() {
-        1 => "1 object of the store is damaged".to_owned(),
-        count => format!("{count} objects of the store are damaged"),
-    };
-    let status = mount_point.join("status");
-    Some(format!("mounted, but {objects}: {}: {}; see {}", first.what, first.why, status.display()))
 }
 
 /// Raises the number of descriptors to what this process may have; many layers and readers need many.
@@ -110,27 +133,5 @@ fn raise_descriptor_limit() {
         if let Err(error) = setrlimit(Resource::Nofile, limit) {
             log::debug!("cannot raise the number of open files: {error}");
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use super::*;
-
-    #[test]
-    fn damage_is_counted_and_the_first_is_named() {
-        let damage = |what: &str| Damage { what: what.to_owned(), why: "missing".to_owned(), images: BTreeSet::new() };
-        let line = |all: &[Damage]| trouble(all, Path::new("/m"));
-        assert_eq!(line(&[]), None);
-        assert_eq!(
-            line(&[damage("/s/a")]).as_deref(),
-            Some("mounted, but 1 object of the store is damaged: /s/a: missing; see /m/status")
-        );
-        assert_eq!(
-            line(&[damage("/s/a"), damage("/s/b")]).as_deref(),
-            Some("mounted, but 2 objects of the store are damaged: /s/a: missing; see /m/status")
-        );
     }
 }

@@ -8,13 +8,12 @@ use std::fs::OpenOptions;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use super::unmount::{FUSERMOUNT, How, canonical, is_dead, mounts, unmount};
+use super::unmount::{canonical, is_dead, mounts};
 use super::{Failure, words};
+use crate::mount::{DEVICE, FUSERMOUNT, How, unmount};
 
 /// Dead mounts upon each other that are detached before giving up.
 const DEAD_MAX: usize = 16;
-
-const DEVICE: &str = "/dev/fuse";
 
 /// Returns the directory's path without symbolic links, with a dead mount on it detached.
 ///

@@ -46,6 +46,16 @@ const MEANINGLESS: &[&str] = &[
     "users",
 ];
 
+/// How the process that reads the store is confined.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Jail {
+    /// As far as the system allows.
+    #[default]
+    Full,
+    /// Not at all, to find faults.
+    None,
+}
+
 /// What the `-o` options say.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Options {
@@ -60,6 +70,7 @@ pub(super) struct Options {
     pub(super) threads: Option<usize>,
     pub(super) kind: Option<String>,
     pub(super) log_file: Option<PathBuf>,
+    pub(super) jail: Jail,
 }
 
 impl Options {
@@ -103,6 +114,7 @@ impl Options {
             "threads" => self.threads = Some(threads(name, value)?),
             "kind" => self.kind = Some(wanted(name, value)?.to_owned()),
             "log_file" => self.log_file = Some(PathBuf::from(wanted(name, value)?)),
+            "jail" => self.jail = choice(name, value, &[("full", Jail::Full), ("none", Jail::None)])?,
             "comment" | "subtype" => {}
             _ if name.starts_with("x-") || name.starts_with("X-") => {}
             _ if MEANINGLESS.contains(&name) => no_value(name, value)?,
@@ -181,8 +193,7 @@ mod tests {
 
     #[test]
     fn every_option_is_read() {
-        let all =
-            r"whiteouts=stored,xattrs=user,allow_other,noexec,opens=each,fsname=a\,b,threads=3,kind=docker,log_file=/l";
+        let all = r"whiteouts=stored,xattrs=user,allow_other,noexec,opens=each,fsname=a\,b,threads=3,kind=docker,log_file=/l,jail=none";
         assert_eq!(
             read(all),
             Ok(Options {
@@ -195,6 +206,7 @@ mod tests {
                 threads: Some(3),
                 kind: Some("docker".to_owned()),
                 log_file: Some(PathBuf::from("/l")),
+                jail: Jail::None,
             })
         );
         assert_eq!(read("whiteouts=stored,whiteouts=oci,xattrs=user,xattrs=auto,noexec,exec"), Ok(Options::default()));
@@ -217,6 +229,7 @@ mod tests {
             ("whiteouts=aufs", "the option -o whiteouts is one of oci, stored, not \"aufs\""),
             ("xattrs=none", "the option -o xattrs is one of auto, trusted, user, not \"none\""),
             ("xattrs", "the option -o xattrs wants a value: xattrs=…"),
+            ("jail=half", "the option -o jail is one of full, none, not \"half\""),
             ("fsname=", "the option -o fsname wants a value: fsname=…"),
             ("threads=0", "the option -o threads is a number from 1 to 64, not \"0\""),
             ("threads=65", "the option -o threads is a number from 1 to 64, not \"65\""),

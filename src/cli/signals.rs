@@ -1,25 +1,28 @@
-//! INT and TERM end the mount and leave nothing behind.
+//! INT and TERM end the mount and leave nothing behind; HUP has the store read again; USR1 logs counters.
 //!
 //! ```text
-//! first signal    unmount; the mount ends if nobody uses it
-//! in use          detach: the directory is free at once, users go on reading what they have open
-//! then            end when the last user does, after 10 seconds, or at a second signal
+//! first INT or TERM   unmount; the mount ends if nobody uses it
+//! in use              detach: the directory is free at once, users go on reading what they have open
+//! then                end when the last user does, after 10 seconds, or at a second signal
+//! HUP, USR1           passed on to the server
 //! ```
 //!
-//! HUP is a closed terminal, which ends a mount in the foreground (unless it was ignored: nohup) and is nothing to one
-//! in the background. A process that dies of a signal would leave a dead mount, so none of the three may kill.
+//! In the foreground of a terminal HUP is that the terminal was closed, which ends the mount, unless it was ignored from
+//! the start (nohup). A keeper that dies of a signal would leave a dead mount, so none of these may kill it.
 
+use std::fs::File;
 use std::io;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use rustix::process::Signal;
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use super::args::Place;
-use super::unmount::{How, is_busy, unmount};
-use super::{notify, words};
-use crate::mount::Unmounter;
+use super::keeper::Server;
+use super::unmount::is_busy;
+use super::{Failure, notify, words};
+use crate::mount::{Attached, How};
 
 /// How long the users of a detached mount are waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -32,6 +35,14 @@ pub(super) struct Held {
     hang_up_ends: bool,
 }
 
+/// How a mount ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    Unmounted,
+    /// Its users had their time.
+    InUse,
+}
+
 /// Keeps the signals from killing this process; they wait for [`Held::watch`].
 ///
 /// # Errors
@@ -39,9 +50,15 @@ pub(super) struct Held {
 pub(super) fn hold(place: Place) -> io::Result<Held> {
     let hang_up_ends = match place {
         Place::Background => false,
-        Place::Foreground => !hang_up_is_ignored(),
+        Place::Foreground => has_terminal() && !hang_up_is_ignored(),
     };
-    Ok(Held { signals: Signals::new([SIGINT, SIGTERM, SIGHUP])?, hang_up_ends })
+    // That the server ended is told by a signal too.
+    Ok(Held { signals: Signals::new([SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGCHLD])?, hang_up_ends })
+}
+
+/// Whether this process has a terminal that could be closed.
+fn has_terminal() -> bool {
+    File::open("/dev/tty").is_ok()
 }
 
 /// Whether this process was started with HUP ignored, as nohup(1) does.
@@ -53,39 +70,59 @@ fn hang_up_is_ignored() -> bool {
 }
 
 impl Held {
-    /// Starts the thread that ends the mount at a signal.
+    /// Waits for the end of the mount, or ends it at a signal.
     ///
     /// # Errors
-    /// Where no thread can be made.
-    pub(super) fn watch(mut self, mut unmounter: Unmounter, point: PathBuf) -> io::Result<()> {
-        let thread = std::thread::Builder::new().name("signals".to_owned());
-        thread.spawn(move || {
-            while !self.signals.wait().any(|signal| signal != SIGHUP || self.hang_up_ends) {}
-            notify::stopping();
-            let detach = match unmounter.unmount() {
-                // Gone from here, but a copy in another mount namespace may still have users.
-                Ok(()) => false,
-                Err(error) if is_busy(&error) => {
-                    let wait = PATIENCE.as_secs();
-                    log::info!("{} is in use: detaching it and waiting up to {wait} s for its users", point.display());
-                    true
+    /// Where the server failed.
+    pub(super) fn watch(mut self, server: &mut Server, attached: &Attached) -> Result<End, Failure> {
+        // That it ends after this look is a signal that is not waited for.
+        while !server.has_ended() {
+            let mut is_over = false;
+            for signal in self.signals.wait() {
+                match signal {
+                    SIGHUP if !self.hang_up_ends => server.signal(Signal::HUP),
+                    SIGUSR1 => server.signal(Signal::USR1),
+                    SIGCHLD => {}
+                    _ => is_over = true,
                 }
-                Err(error) => {
-                    log::warn!("cannot unmount {}: {}; detaching it", point.display(), words(&error));
-                    true
-                }
-            };
-            if detach && let Err(error) = unmount(&point, How::Lazy) {
-                log::error!("cannot detach {}: {}", point.display(), words(&error));
             }
-            let end = Instant::now().checked_add(PATIENCE);
-            // The process ends from under this thread when the last user does.
-            while end.is_some_and(|end| Instant::now() < end) && !self.signals.pending().any(|again| again != SIGHUP) {
-                std::thread::sleep(POLL);
+            if is_over {
+                return self.end(server, attached);
             }
-            log::info!("ended, though {} was in use", point.display());
-            std::process::exit(0);
-        })?;
-        Ok(())
+        }
+        server.outcome(attached).map(|()| End::Unmounted)
+    }
+
+    /// Unmounts, and waits for the server to end.
+    fn end(mut self, server: &mut Server, attached: &Attached) -> Result<End, Failure> {
+        notify::stopping();
+        let detach = match attached.detach(How::Plain) {
+            // Gone from here, but a copy in another mount namespace may still have users.
+            Ok(()) => false,
+            Err(error) if is_busy(&error) => {
+                let (point, wait) = (attached.mount_point().display(), PATIENCE.as_secs());
+                log::info!("{point} is in use: detaching it and waiting up to {wait} s for its users");
+                true
+            }
+            Err(error) => {
+                let point = attached.mount_point().display();
+                log::warn!("cannot unmount {point}: {}; detaching it", words(&error));
+                true
+            }
+        };
+        if detach && let Err(error) = attached.detach(How::Lazy) {
+            log::error!("cannot detach {}: {}", attached.mount_point().display(), words(&error));
+        }
+        let end = Instant::now().checked_add(PATIENCE);
+        while end.is_some_and(|end| Instant::now() < end) {
+            if server.has_ended() {
+                return server.outcome(attached).map(|()| End::Unmounted);
+            }
+            if self.signals.pending().any(|again| matches!(again, SIGINT | SIGTERM)) {
+                break;
+            }
+            std::thread::sleep(POLL);
+        }
+        Ok(End::InUse)
     }
 }

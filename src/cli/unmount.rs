@@ -1,31 +1,18 @@
 //! `docker-fs unmount`: ends a mount, also one whose process is gone.
 //!
 //! Which directory is one of ours is told by the kernel's list of mounts, never by asking the mount: a dead one answers
-//! nothing. `umount2(2)` is tried first; who may not use it has `fusermount3`, the setuid helper of package fuse3.
+//! nothing.
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use rustix::io::Errno;
-use rustix::mount::UnmountFlags;
 
 use super::Failure;
 use super::args::Unmount;
 use super::mountinfo::{Mount, Mounts};
 use super::words;
-
-/// How a mount is to be ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum How {
-    /// Not while it is in use.
-    Plain,
-    /// It leaves the tree of directories at once, and ends when its last user does.
-    Lazy,
-}
-
-/// The setuid helper.
-pub(super) const FUSERMOUNT: &str = "fusermount3";
+use crate::mount::unmount;
 
 /// Ends the mount at a directory, and returns when it is gone.
 ///
@@ -71,42 +58,4 @@ pub(super) fn is_dead(error: &io::Error) -> bool {
 /// Whether the error is that of a mount in use.
 pub(super) fn is_busy(error: &io::Error) -> bool {
     Errno::from_io_error(error) == Some(Errno::BUSY)
-}
-
-/// Ends whatever is mounted at a path.
-///
-/// # Errors
-/// The system's or the helper's; see [`is_busy`].
-pub(super) fn unmount(point: &Path, how: How) -> io::Result<()> {
-    let flags = match how {
-        How::Plain => UnmountFlags::NOFOLLOW,
-        How::Lazy => UnmountFlags::NOFOLLOW | UnmountFlags::DETACH,
-    };
-    match rustix::mount::unmount(point, flags) {
-        Err(Errno::PERM) => by_helper(point, how),
-        outcome => outcome.map_err(io::Error::from),
-    }
-}
-
-fn by_helper(point: &Path, how: How) -> io::Result<()> {
-    let flags = match how {
-        How::Plain => "-u",
-        How::Lazy => "-uz",
-    };
-    let mut helper = Command::new(FUSERMOUNT);
-    helper.arg(flags).arg("--").arg(point).env("LC_ALL", "C").stdin(Stdio::null());
-    let answer = helper.output().map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => {
-            io::Error::other(format!("only root may, or {FUSERMOUNT} of package fuse3, which is missing"))
-        }
-        _ => error,
-    })?;
-    let said = String::from_utf8_lossy(&answer.stderr);
-    if answer.status.success() {
-        Ok(())
-    } else if said.contains("busy") {
-        Err(Errno::BUSY.into())
-    } else {
-        Err(io::Error::other(said.trim().to_owned()))
-    }
 }

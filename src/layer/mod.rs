@@ -15,7 +15,7 @@ use std::os::fd::BorrowedFd;
 
 use sha2::{Digest, Sha256};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::meta::Meta;
 use crate::name::{Name, TreePath};
 use crate::root::Space;
@@ -189,6 +189,18 @@ impl Layer {
         self.tree.as_ref()
     }
 
+    /// The attributes of the layer's own directory.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] where it is gone, or something else has its place.
+    pub fn root(&self) -> Result<Meta> {
+        match self.tree.stat(&TreePath::root())? {
+            Some(meta) if meta.is_dir() => Ok(meta),
+            Some(_) => Err(Error::damaged("a layer", "something else is where its directory was")),
+            None => Err(Error::damaged("a layer", "its directory is gone")),
+        }
+    }
+
     /// The convention of this layer's deletions.
     #[must_use]
     pub fn whiteouts(&self) -> Whiteouts {
@@ -226,5 +238,26 @@ impl Layer {
     /// Where it could not be read.
     pub fn shown_xattr(&self, path: &TreePath, name: &[u8]) -> Result<Option<Vec<u8>>> {
         self.tree.xattr(path, &self.whiteouts.stored_xattr(name))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::mem::MemTree;
+    use super::*;
+    use crate::meta::Kind;
+
+    #[test]
+    fn only_a_directory_is_a_layers_root() {
+        for (kind, is_root) in [(Kind::Directory, true), (Kind::Symlink, false), (Kind::Regular, false)] {
+            let mut tree = MemTree::default();
+            tree.put(TreePath::root(), kind, b"/etc");
+            let layer = Layer::new(LayerId::of("layer"), Box::new(tree), Whiteouts::Overlay(whiteout::Prefix::Trusted));
+            match layer.root() {
+                Ok(meta) => assert!(is_root && meta.is_dir(), "{kind:?}"),
+                Err(error) => assert!(!is_root && matches!(error, Error::Damaged { .. }), "{kind:?}: {error}"),
+            }
+        }
     }
 }

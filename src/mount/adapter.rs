@@ -8,6 +8,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
@@ -18,6 +19,7 @@ use fuser::{
 use rustix::io::Errno;
 
 use super::Opens;
+use super::counters::{Counters, Operation, Tally};
 use super::files::{Bounds, NO_HANDLE};
 use super::passthrough::Passthrough;
 use super::server::{Attributes, Caching, Looked, Reading, Server};
@@ -41,7 +43,9 @@ thread_local! {
 pub(super) struct Adapter {
     server: Server,
     opens: Opens,
-    passthrough: Passthrough,
+    passthrough: Arc<Passthrough>,
+    tally: Arc<Tally>,
+    counters: Counters,
     /// Whether the kernel can do without opening directories.
     lists_unopened: bool,
     /// Whether the kernel checks permissions, and so must know ACLs.
@@ -52,22 +56,53 @@ impl Adapter {
     pub(super) fn new(server: Server, opens: Opens, allow_other: bool) -> Self {
         // Root passes every check, and the kernel keeps ACLs only where it checks.
         let checks_permissions = allow_other || rustix::process::geteuid().is_root();
-        let passthrough = Passthrough::new(opens == Opens::Passthrough, Bounds::of_process().opened);
-        Self { server, opens, passthrough, lists_unopened: false, checks_permissions }
+        let passthrough = Arc::new(Passthrough::new(opens == Opens::Passthrough, Bounds::of_process().opened));
+        let (tally, counters) = (server.tally(), server.counters(Arc::clone(&passthrough)));
+        Self { server, opens, passthrough, tally, counters, lists_unopened: false, checks_permissions }
+    }
+
+    /// What is counted here.
+    pub(super) fn counters(&self) -> Counters {
+        self.counters.clone()
     }
 
     /// Runs a request's handler. Whatever happens in it, the caller has an answer to send.
-    fn answer<T>(&self, request: &str, number: INodeNo, handler: impl FnOnce(&Server) -> Result<T>) -> Answer<T> {
+    fn answer<T>(&self, request: Operation, number: INodeNo, handler: impl FnOnce(&Server) -> Result<T>) -> Answer<T> {
         log::trace!("{request} {number}");
+        self.tally.request(request);
+        self.guard(request, number, handler).map_err(|errno| {
+            self.tally.error(errno);
+            fuser::Errno::from_i32(errno.raw_os_error())
+        })
+    }
+
+    /// The error by which the kernel knows that it need not ask, which is no failure.
+    fn unneeded(&self, request: Operation) -> fuser::Errno {
+        self.tally.request(request);
+        fuser::Errno::ENOSYS
+    }
+
+    /// Does what follows from an answer that was given.
+    fn note(&self, request: Operation, number: INodeNo, handler: impl FnOnce(&Server) -> Result<()>) {
+        // Nobody waits for it; it is logged all the same.
+        self.guard(request, number, handler).unwrap_or_default();
+    }
+
+    fn guard<T>(
+        &self,
+        request: Operation,
+        number: INodeNo,
+        handler: impl FnOnce(&Server) -> Result<T>,
+    ) -> std::result::Result<T, Errno> {
         match catch_unwind(AssertUnwindSafe(|| handler(&self.server))) {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => {
                 log::debug!("{request} {number}: {error}");
-                Err(fuser::Errno::from_i32(error.errno().raw_os_error()))
+                Err(error.errno())
             }
             Err(_panic) => {
                 log::error!("{request} of inode {number} panicked; this is a defect of docker-fs");
-                Err(fuser::Errno::EIO)
+                Err(Errno::IO)
             }
         }
     }
@@ -174,7 +209,7 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.answer("lookup", parent, |server| server.lookup(parent.0, name.as_bytes())) {
+        match self.answer(Operation::Lookup, parent, |server| server.lookup(parent.0, name.as_bytes())) {
             Ok(Looked::Found { attributes, generation, valid }) => reply.entry_with_ttls(
                 &attributes.valid,
                 &valid,
@@ -189,18 +224,18 @@ impl Filesystem for Adapter {
 
     fn forget(&self, _: &Request, number: INodeNo, count: u64) {
         // A panic has no one to be answered to; it is logged all the same.
-        self.answer("forget", number, |server| server.forget(number.0, count)).unwrap_or_default();
+        self.answer(Operation::Forget, number, |server| server.forget(number.0, count)).unwrap_or_default();
     }
 
     fn getattr(&self, _: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        match self.answer("getattr", number, |server| server.attributes(number.0)) {
+        match self.answer(Operation::Getattr, number, |server| server.attributes(number.0)) {
             Ok(Attributes { number, meta, valid }) => reply.attr(&valid, &attr(number, &meta)),
             Err(errno) => reply.error(errno),
         }
     }
 
     fn readlink(&self, _: &Request, number: INodeNo, reply: ReplyData) {
-        match self.answer("readlink", number, |server| server.read_link(number.0)) {
+        match self.answer(Operation::Readlink, number, |server| server.read_link(number.0)) {
             Ok(target) => reply.data(&target),
             Err(errno) => reply.error(errno),
         }
@@ -209,9 +244,9 @@ impl Filesystem for Adapter {
     /// "Not implemented" is the kernel's word for "not needed": it asks no more, and reads by inode.
     fn open(&self, _: &Request, number: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         if self.opens == Opens::Once {
-            return reply.error(fuser::Errno::ENOSYS);
+            return reply.error(self.unneeded(Operation::Open));
         }
-        let opened = match self.answer("open", number, |server| server.open(number.0)) {
+        let opened = match self.answer(Operation::Open, number, |server| server.open(number.0)) {
             Ok(opened) => opened,
             Err(errno) => return reply.error(errno),
         };
@@ -221,7 +256,7 @@ impl Filesystem for Adapter {
                 let reader = opened.file.reader.as_ref();
                 let backing = self.passthrough.backing(&reply, number.0, opened.handle, opened.size_bytes, reader);
                 if let Some(backing) = backing {
-                    self.answer("open", number, |server| server.let_go(opened.handle)).unwrap_or_default();
+                    self.server.let_go(opened.handle);
                     return reply.opened_passthrough(handle, FopenFlags::FOPEN_NOFLUSH, &backing);
                 }
                 FopenFlags::FOPEN_KEEP_CACHE
@@ -248,17 +283,20 @@ impl Filesystem for Adapter {
                 buffer.resize(size, 0);
             }
             let into = buffer.get_mut(..size).unwrap_or_default();
-            match self.answer("read", number, |server| server.read(number.0, handle.0, into, offset)) {
-                Ok(filled) => reply.data(buffer.get(..filled).unwrap_or_default()),
+            match self.answer(Operation::Read, number, |server| server.read(number.0, handle.0, into, offset)) {
+                Ok(filled) => {
+                    self.tally.read_bytes.add(filled);
+                    reply.data(buffer.get(..filled).unwrap_or_default());
+                }
                 Err(errno) => return reply.error(errno),
             }
-            self.answer("read", number, |server| server.was_read(number.0, offset)).unwrap_or_default();
+            self.note(Operation::Read, number, |server| server.was_read(number.0, offset));
         });
     }
 
     /// Nothing is ever written, so nothing is flushed; the kernel asks once.
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        reply.error(fuser::Errno::ENOSYS);
+        reply.error(self.unneeded(Operation::Flush));
     }
 
     fn release(
@@ -272,7 +310,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         self.passthrough.release(handle.0);
-        match self.answer("release", number, |server| server.release(handle.0)) {
+        match self.answer(Operation::Release, number, |server| server.release(handle.0)) {
             Ok(()) => reply.ok(),
             Err(errno) => reply.error(errno),
         }
@@ -280,15 +318,15 @@ impl Filesystem for Adapter {
 
     /// As [`flush`](Self::flush).
     fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        reply.error(fuser::Errno::ENOSYS);
+        reply.error(self.unneeded(Operation::Fsync));
     }
 
     /// As [`open`](Self::open).
     fn opendir(&self, _: &Request, number: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         if self.lists_unopened {
-            return reply.error(fuser::Errno::ENOSYS);
+            return reply.error(self.unneeded(Operation::Opendir));
         }
-        match self.answer("opendir", number, |server| server.keeps_listing(number.0)) {
+        match self.answer(Operation::Opendir, number, |server| server.keeps_listing(number.0)) {
             Ok(true) => {
                 reply.opened(FileHandle(NO_HANDLE), FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE);
             }
@@ -299,7 +337,7 @@ impl Filesystem for Adapter {
 
     /// Offset 0 is the start, 1 is behind `.`, 2 behind `..`; entries have their own.
     fn readdir(&self, _: &Request, number: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let filled = self.answer("readdir", number, |server| {
+        let filled = self.answer(Operation::Readdir, number, |server| {
             let dir = server.reading(number.0, offset)?;
             for (at, inode, name) in dots(&dir, offset) {
                 if reply.add(INodeNo(inode), at, FileType::Directory, name) {
@@ -319,14 +357,14 @@ impl Filesystem for Adapter {
                 reply.ok();
                 // No inode was given, so none is given its content.
                 let note = |server: &Server| server.was_given(&dir, (offset, offset));
-                self.answer("readdir", number, note).unwrap_or_default();
+                self.note(Operation::Readdir, number, note);
             }
             Err(errno) => reply.error(errno),
         }
     }
 
     fn readdirplus(&self, _: &Request, number: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        let filled = self.answer("readdirplus", number, |server| {
+        let filled = self.answer(Operation::Readdirplus, number, |server| {
             let dir = server.reading(number.0, offset)?;
             let mut given = offset;
             // The kernel looks at number and type of these two only, and counts no lookup.
@@ -351,18 +389,18 @@ impl Filesystem for Adapter {
             Ok((dir, given)) => {
                 reply.ok();
                 let note = |server: &Server| server.was_given(&dir, (offset, given));
-                self.answer("readdirplus", number, note).unwrap_or_default();
+                self.note(Operation::Readdirplus, number, note);
             }
             Err(errno) => reply.error(errno),
         }
     }
 
     fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        reply.error(fuser::Errno::ENOSYS);
+        reply.error(self.unneeded(Operation::Fsyncdir));
     }
 
     fn statfs(&self, _: &Request, number: INodeNo, reply: ReplyStatfs) {
-        match self.answer("statfs", number, Server::space) {
+        match self.answer(Operation::Statfs, number, Server::space) {
             Ok(space) => reply.statfs(
                 space.blocks,
                 space.blocks_free,
@@ -378,7 +416,7 @@ impl Filesystem for Adapter {
     }
 
     fn getxattr(&self, _: &Request, number: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        match self.answer("getxattr", number, |server| server.xattr(number.0, name.as_bytes())) {
+        match self.answer(Operation::Getxattr, number, |server| server.xattr(number.0, name.as_bytes())) {
             Ok(Some(value)) => reply_xattr(reply, size, &value),
             Ok(None) => reply.error(fuser::Errno::from_i32(Errno::NODATA.raw_os_error())),
             Err(errno) => reply.error(errno),
@@ -387,7 +425,7 @@ impl Filesystem for Adapter {
 
     fn listxattr(&self, request: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
         let is_root = request.uid() == 0;
-        match self.answer("listxattr", number, |server| server.xattr_names(number.0, is_root)) {
+        match self.answer(Operation::Listxattr, number, |server| server.xattr_names(number.0, is_root)) {
             Ok(names) => reply_xattr(reply, size, &names),
             Err(errno) => reply.error(errno),
         }
@@ -396,7 +434,7 @@ impl Filesystem for Adapter {
     /// Asked only where the kernel does not check permissions itself: the one user who may enter may read everything
     /// that this process can.
     fn access(&self, _: &Request, number: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
-        match self.answer("access", number, |server| server.attributes(number.0)) {
+        match self.answer(Operation::Access, number, |server| server.attributes(number.0)) {
             Ok(_) => reply.ok(),
             Err(errno) => reply.error(errno),
         }
@@ -414,11 +452,13 @@ impl Filesystem for Adapter {
         _: u32,
         reply: ReplyIoctl,
     ) {
+        self.tally.request(Operation::Ioctl);
+        self.tally.error(Errno::NOTTY);
         reply.error(fuser::Errno::ENOTTY);
     }
 
     fn lseek(&self, _: &Request, number: INodeNo, handle: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        let sought = self.answer("lseek", number, |server| {
+        let sought = self.answer(Operation::Lseek, number, |server| {
             let offset = u64::try_from(offset).map_err(|_| Error::io(|| "seek".to_owned())(Errno::NXIO))?;
             let to = match whence {
                 SEEK_DATA => Seek::Data,

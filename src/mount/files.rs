@@ -160,6 +160,12 @@ impl OpenFiles {
         drop(closed);
     }
 
+    /// How many files are held open by a handle, and how many without one.
+    pub(super) fn count(&self) -> (usize, usize) {
+        let by_handle = self.by_handle.lock().held;
+        (by_handle, self.by_inode.lock().len())
+    }
+
     /// Any open file of an inode. This looks at all there are, and is for rare cases.
     pub(super) fn of_inode(&self, number: u64) -> Option<Arc<OpenFile>> {
         let by_handle = self.by_handle.lock();

@@ -62,6 +62,21 @@ impl Key {
         })
     }
 
+    /// The key of one of the files that had the number of this one in turn, told apart by their generations; this one's
+    /// for zero. The kernel refuses to read on in an inode whose number is another file's by now (`EIO`), so each has a
+    /// number of its own.
+    #[must_use]
+    pub fn of_generation(self, generation: u64) -> Self {
+        if generation == 0 {
+            return self;
+        }
+        Self::of(|hash| {
+            hash.update(b"generation");
+            hash.update(self.0);
+            hash.update(generation.to_le_bytes());
+        })
+    }
+
     fn of(fill: impl FnOnce(&mut Sha256)) -> Self {
         let mut hash = Sha256::new();
         fill(&mut hash);
@@ -243,6 +258,18 @@ impl Inodes {
     pub fn count(&self) -> usize {
         self.table.lock().inodes.len()
     }
+
+    /// How many bytes of heap the table and its nodes take, without what nodes share: the paths of directories, and the
+    /// layers.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        /// A key, a value, and a byte by which the table finds them.
+        const PLACE: usize = size_of::<(u64, Arc<Held>)>() + 1;
+        /// A node, and its two counts of references.
+        const NODE: usize = size_of::<Held>() + 2 * size_of::<usize>();
+        let table = self.table.lock();
+        table.inodes.capacity().saturating_mul(PLACE).saturating_add(table.inodes.len().saturating_mul(NODE))
+    }
 }
 
 impl Table {
@@ -319,6 +346,16 @@ mod tests {
                 assert!(inodes.number_of(key(low, high)) > ROOT);
             }
         }
+    }
+
+    #[test]
+    fn files_that_had_one_number_in_turn_have_numbers_of_their_own() {
+        let file = key(1000, 1);
+        assert_eq!(file.of_generation(0), file);
+        let inodes = table();
+        let numbers: std::collections::BTreeSet<u64> =
+            (0..10).map(|generation| inodes.number_of(file.of_generation(generation))).collect();
+        assert_eq!(numbers.len(), 10);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 use parking_lot::{Condvar, Mutex};
 
+use super::counters::Tally;
 use super::inodes::{Held, Key};
 use crate::error::Result;
 use crate::layer::names::Holding;
@@ -49,7 +50,8 @@ pub(super) struct Listed {
 impl Listed {
     /// What was found in the directory of this key and number.
     pub(super) fn new(dir: Key, number: u64, name: Name, entry: Entry) -> Self {
-        let (key, generation) = (Key::child(dir, &name, &entry.node), entry.generation());
+        let generation = entry.generation();
+        let key = Key::child(dir, &name, &entry.node).of_generation(generation);
         Self { name, held: Arc::new(Held::new(key, entry.node, number, generation)), meta: entry.meta, offset: 0 }
     }
 }
@@ -131,11 +133,12 @@ fn offset_of(name: &Name) -> u64 {
 }
 
 /// The listings that are kept.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Listings {
     /// Held for single look-ups and changes only, never while a directory is read.
     kept: Mutex<Kept>,
     made: Condvar,
+    tally: Arc<Tally>,
 }
 
 #[derive(Debug)]
@@ -154,14 +157,24 @@ impl Kept {
     }
 }
 
-impl Default for Listings {
+impl Default for Kept {
     fn default() -> Self {
-        let kept = Kept { by_key: LruCache::unbounded(), entries: 0, making: HashSet::new() };
-        Self { kept: Mutex::new(kept), made: Condvar::new() }
+        Self { by_key: LruCache::unbounded(), entries: 0, making: HashSet::new() }
     }
 }
 
 impl Listings {
+    /// None, whose number is counted there.
+    pub(super) fn new(tally: Arc<Tally>) -> Self {
+        Self { tally, ..Self::default() }
+    }
+
+    /// How many are kept, and how many entries they have together.
+    pub(super) fn count(&self) -> (usize, usize) {
+        let kept = self.kept.lock();
+        (kept.by_key.len(), kept.entries)
+    }
+
     /// The listing that is kept of a directory, or the one that `make` answers, which is then kept. What another thread
     /// is making is waited for.
     ///
@@ -172,6 +185,7 @@ impl Listings {
         let mut kept = self.kept.lock();
         loop {
             if let Some(listing) = kept.by_key.get(&key) {
+                self.tally.listings_found.one();
                 return Ok(Arc::clone(listing));
             }
             if kept.making.insert(key) {
@@ -196,6 +210,7 @@ impl Listings {
     /// Keeps a listing in the place of an older one.
     pub(super) fn keep(&self, key: Key, listing: Listing) -> Arc<Listing> {
         let listing = Arc::new(listing);
+        self.tally.listings_made.one();
         let mut given_up = Vec::new();
         let mut kept = self.kept.lock();
         kept.entries = kept.entries.saturating_add(listing.entries.len());
@@ -206,6 +221,7 @@ impl Listings {
         while kept.is_too_large() {
             let Some((_, oldest)) = kept.by_key.pop_lru() else { break };
             kept.entries = kept.entries.saturating_sub(oldest.entries.len());
+            self.tally.listings_evicted.one();
             given_up.push(oldest);
         }
         drop(kept);

@@ -7,6 +7,7 @@
 mod adapter;
 mod ahead;
 mod attach;
+mod counters;
 #[cfg(test)]
 mod fake;
 mod files;
@@ -15,20 +16,24 @@ mod listings;
 mod passthrough;
 mod refresh;
 mod server;
+mod watch;
 
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use fuser::{Config, MountOption, Session, SessionACL};
-use rustix::mount::UnmountFlags;
+use fuser::{Config, Session, SessionACL};
 
 use crate::error::{Error, Result};
 use crate::view::View;
 
-pub use attach::Unmounter;
-use attach::{Attached, Way};
+pub use attach::{Attached, DEVICE, FUSERMOUNT, How, attach, unmount};
+pub use counters::{AheadFigures, Counters, Figures, InodeFigures, LOG_TARGET, ListingFigures, OpenFigures};
 pub use inodes::{Held, Inodes, Key, ROOT};
 use refresh::{Refresher, Refreshing};
+pub use watch::Controls;
+use watch::{Watcher, Watching};
 
 /// What `/proc/mounts` calls the type of these mounts.
 pub const TYPE: &str = "fuse.docker-fs";
@@ -64,63 +69,70 @@ pub enum Opens {
     Each,
 }
 
-/// A mounted view, not yet served: requests wait.
+/// A view that the kernel asks through a descriptor of the device, not yet served: requests wait.
 #[derive(Debug)]
-pub struct Mounted {
+pub struct Connection {
     session: Session<adapter::Adapter>,
-    /// `None` where a helper program mounted.
-    attached: Option<Attached>,
     kernel: ahead::Kernel,
     refreshing: Refreshing,
+    watching: Watching,
+    counters: Counters,
 }
+
+/// A view that this process mounted, not yet served: requests wait.
+#[derive(Debug)]
+pub struct Mounted {
+    connection: Connection,
+    attached: Attached,
+}
+
+/// Unmounts a view that another thread serves.
+#[derive(Debug)]
+pub struct Unmounter(Attached);
 
 /// Mounts a view; returns when the kernel's first request was answered.
 ///
 /// # Errors
 /// [`Error::Io`] where the system refuses the mount.
 pub fn mount(view: View, options: &Options) -> Result<Mounted> {
-    let files = Arc::default();
-    let (refresher, refreshing) = Refresher::new(Arc::clone(&files));
-    let kernel = ahead::Kernel::default();
-    let server = server::Server::new(view, Arc::clone(&kernel), files, refresher);
-    let adapter = adapter::Adapter::new(server, options.opens, options.allow_other);
-    let doing = || format!("mount on {}", options.mount_point.display());
-    let config = config(options);
-    match attach::attach(options)? {
-        Some((device, attached)) => match Session::from_fd(adapter, device, config.acl, config) {
-            Ok(session) => {
-                attach::read_in_large_pieces(&options.mount_point);
-                Ok(Mounted { session, attached: Some(attached), kernel, refreshing })
-            }
-            Err(error) => {
-                // The first error is the one to report.
-                let _ = attached.detach(UnmountFlags::DETACH);
-                Err(Error::io(doing)(error))
-            }
-        },
-        None => {
-            let session = Session::new(adapter, &options.mount_point, &config).map_err(Error::io(doing))?;
-            Ok(Mounted { session, attached: None, kernel, refreshing })
+    let (device, attached) = attach(options)?;
+    match connect(view, options, device) {
+        Ok(connection) => {
+            attached.read_in_large_pieces();
+            Ok(Mounted { connection, attached })
+        }
+        Err(error) => {
+            // The first error is the one to report.
+            let _ = attached.detach(How::Lazy);
+            Err(error)
         }
     }
 }
 
-/// What `fuser` is told; the mount options are for the helper program only.
+/// Answers for a mount that was made with the same options, by this process or another, and whose device this is; returns
+/// when the kernel's first request was answered.
+///
+/// # Errors
+/// [`Error::Io`] where the kernel cannot be talked to.
+pub fn connect(view: View, options: &Options, device: OwnedFd) -> Result<Connection> {
+    let files = Arc::default();
+    let (refresher, refreshing) = Refresher::new(Arc::clone(&files));
+    let kernel = ahead::Kernel::default();
+    let watcher = Watcher::new().map_err(Error::io(|| "be woken by changes".to_owned()))?;
+    let server = server::Server::new(view, Arc::clone(&kernel), files, refresher, watcher);
+    let watching = server.watching();
+    let adapter = adapter::Adapter::new(server, options.opens, options.allow_other);
+    let counters = adapter.counters();
+    let config = config(options);
+    let session = Session::from_fd(adapter, device, config.acl, config);
+    let session =
+        session.map_err(Error::io(|| format!("answer for the mount on {}", options.mount_point.display())))?;
+    Ok(Connection { session, kernel, refreshing, watching, counters })
+}
+
 fn config(options: &Options) -> Config {
     let mut config = Config::default();
-    config.mount_options = vec![
-        MountOption::RO,
-        MountOption::NoSuid,
-        MountOption::NoDev,
-        MountOption::NoAtime,
-        MountOption::FSName(plain(&options.fs_name)),
-        MountOption::Subtype(SUBTYPE.to_owned()),
-    ];
-    if options.noexec {
-        config.mount_options.push(MountOption::NoExec);
-    }
     if options.allow_other {
-        config.mount_options.push(MountOption::DefaultPermissions);
         config.acl = SessionACL::All;
     }
     config.n_threads = Some(options.threads.max(1));
@@ -128,19 +140,17 @@ fn config(options: &Options) -> Config {
     config
 }
 
-/// A name that cannot end an option and begin another where options are one string: commas, backslashes and control
-/// characters become `_`.
-fn plain(name: &str) -> String {
-    name.chars().map(|c| if matches!(c, ',' | '\\') || c.is_control() { '_' } else { c }).collect()
-}
+impl Connection {
+    /// What the mount counts of its work.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters.clone()
+    }
 
-impl Mounted {
-    /// What another thread needs to unmount.
-    pub fn unmounter(&mut self) -> Unmounter {
-        Unmounter(match &self.attached {
-            Some(attached) => Way::Own(attached.clone()),
-            None => Way::Helper(self.session.unmount_callable()),
-        })
+    /// What another thread needs to have the store read again.
+    #[must_use]
+    pub fn controls(&self) -> Controls {
+        self.watching.controls()
     }
 
     /// Answers requests until the view is unmounted.
@@ -148,24 +158,46 @@ impl Mounted {
     /// # Errors
     /// [`Error::Io`] where the kernel can no longer be talked to.
     pub fn serve(self) -> Result<()> {
-        let Self { session, attached, kernel, refreshing } = self;
+        let Self { session, kernel, refreshing, watching, counters: _ } = self;
         kernel.get_or_init(|| session.notifier());
-        let served = refreshing.start(session.notifier()).and_then(|()| session.run());
-        let served = served.map_err(Error::io(|| "answer the kernel's requests".to_owned()));
-        if let (Err(_), Some(attached)) = (&served, attached) {
+        let started = refreshing.start(session.notifier()).and_then(|()| watching.start(session.notifier()));
+        let served = started.and_then(|()| session.run());
+        served.map_err(Error::io(|| "answer the kernel's requests".to_owned()))
+    }
+}
+
+impl Mounted {
+    /// As [`Connection::controls`].
+    #[must_use]
+    pub fn controls(&self) -> Controls {
+        self.connection.controls()
+    }
+
+    /// What another thread needs to unmount.
+    pub fn unmounter(&mut self) -> Unmounter {
+        Unmounter(self.attached.clone())
+    }
+
+    /// As [`Connection::serve`].
+    ///
+    /// # Errors
+    /// As [`Connection::serve`].
+    pub fn serve(self) -> Result<()> {
+        let served = self.connection.serve();
+        if served.is_err() {
             // A mount that no one serves would only be in the way; the first error is the one to report.
-            let _ = attached.detach(UnmountFlags::DETACH);
+            let _ = self.attached.detach(How::Lazy);
         }
         served
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::plain;
-
-    #[test]
-    fn a_source_name_cannot_add_options() {
-        assert_eq!(plain("/var/lib/a,allow_other\\\n"), "/var/lib/a_allow_other__");
+impl Unmounter {
+    /// Unmounts; that it is done already is no error.
+    ///
+    /// # Errors
+    /// `EBUSY` while the mount is in use.
+    pub fn unmount(&mut self) -> io::Result<()> {
+        self.0.detach(How::Plain)
     }
 }

@@ -84,6 +84,11 @@ impl Passthrough {
         log::debug!("inode {inode} is read by requests: {error}");
     }
 
+    /// How many files the kernel reads by itself.
+    pub(super) fn count(&self) -> usize {
+        self.open.lock().by_inode.len()
+    }
+
     /// Gives back what an opening held.
     pub(super) fn release(&self, handle: u64) {
         self.open.lock().release(handle);

@@ -6,14 +6,17 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::ahead::{Ahead, Kernel};
+use super::counters::{Counters, Sources, Tally};
 use super::files::{NO_HANDLE, OpenFile, OpenFiles};
 use super::inodes::{Held, Inodes};
 use super::listings::{Listed, Listing, Listings};
+use super::passthrough::Passthrough;
 use super::refresh::Refresher;
+use super::watch::{Places, Watcher, Watching};
 use crate::error::{Error, Result};
 use crate::layer::{ReadAt, Seek};
 use crate::meta::Meta;
-use crate::name::Name;
+use crate::name::{NAME_MAX, Name};
 use crate::root::Space;
 use crate::view::{Identity, Node, View};
 
@@ -32,6 +35,9 @@ pub(super) struct Server {
     ahead: Ahead,
     files: Arc<OpenFiles>,
     refresher: Refresher,
+    tally: Arc<Tally>,
+    places: Arc<Places>,
+    watcher: Watcher,
 }
 
 /// A node as the kernel is told of it.
@@ -89,13 +95,44 @@ fn validity(changes: bool) -> Duration {
 }
 
 impl Server {
-    pub(super) fn new(view: View, kernel: Kernel, files: Arc<OpenFiles>, refresher: Refresher) -> Self {
+    pub(super) fn new(
+        view: View,
+        kernel: Kernel,
+        files: Arc<OpenFiles>,
+        refresher: Refresher,
+        watcher: Watcher,
+    ) -> Self {
         let inodes = Arc::new(Inodes::new(view.root()));
         let is_labelled = view.is_labelled();
         let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        let listings = Arc::new(Listings::default());
-        let ahead = Ahead::new(Arc::clone(&inodes), Arc::clone(&listings), kernel);
-        Self { view, is_labelled, owner, inodes, listings, ahead, files, refresher }
+        let tally = Arc::<Tally>::default();
+        let listings = Arc::new(Listings::new(Arc::clone(&tally)));
+        let ahead = Ahead::new(Arc::clone(&inodes), Arc::clone(&listings), kernel, Arc::clone(&tally));
+        let places = Arc::default();
+        Self { view, is_labelled, owner, inodes, listings, ahead, files, refresher, tally, places, watcher }
+    }
+
+    /// What is counted here.
+    pub(super) fn tally(&self) -> Arc<Tally> {
+        Arc::clone(&self.tally)
+    }
+
+    /// What is counted and held here, for others.
+    pub(super) fn counters(&self, passthrough: Arc<Passthrough>) -> Counters {
+        Counters::new(Sources {
+            tally: Arc::clone(&self.tally),
+            inodes: Arc::clone(&self.inodes),
+            listings: Arc::clone(&self.listings),
+            files: Arc::clone(&self.files),
+            passthrough,
+            view: self.view.clone(),
+        })
+    }
+
+    /// What has the kernel forget names that stand for something else since the store changed.
+    pub(super) fn watching(&self) -> Watching {
+        let (inodes, listings) = (Arc::clone(&self.inodes), Arc::clone(&self.listings));
+        Watching::new(self.view.clone(), inodes, listings, Arc::clone(&self.places), &self.watcher)
     }
 
     /// A node's attributes as users see them.
@@ -114,14 +151,18 @@ impl Server {
         let dir = self.held(parent)?;
         let changes = dir.node().changes();
         let Some(name) = Name::new(name) else { return Ok(Looked::Absent { valid: Duration::ZERO }) };
-        let Some(entry) = dir.node().lookup(&name)? else { return Ok(Looked::Absent { valid: validity(changes) }) };
-        let Listed { held, meta, .. } = Listed::new(dir.key(), parent, name, entry);
-        let valid = validity(changes || held.node().is_momentary());
-        let attributes = Attributes {
-            number: self.inodes.remember(&held),
-            meta: self.owned(held.node(), meta),
-            valid: validity(held.node().changes()),
+        let Some(entry) = dir.node().lookup(&name)? else {
+            // Marks of long names are longer, but nothing else is.
+            let is_possible = name.as_bytes().len() <= NAME_MAX;
+            let too_long = || Error::io(|| "look up a name".to_owned())(Errno::NAMETOOLONG);
+            return if is_possible { Ok(Looked::Absent { valid: validity(changes) }) } else { Err(too_long()) };
         };
+        let Listed { held, meta, name, .. } = Listed::new(dir.key(), parent, name, entry);
+        let valid = validity(changes || held.node().is_momentary());
+        let number = self.inodes.remember(&held);
+        self.places.note(number, held.node(), (parent, dir.node()), &name);
+        let attributes =
+            Attributes { number, meta: self.owned(held.node(), meta), valid: validity(held.node().changes()) };
         Ok(Looked::Found { attributes, generation: held.generation(), valid })
     }
 
@@ -129,6 +170,7 @@ impl Server {
         if let Some(gone) = self.inodes.forget(number, count) {
             self.listings.give_up(gone);
             self.files.close(number);
+            self.places.give_up(number);
         }
         Ok(())
     }
@@ -222,9 +264,8 @@ impl Server {
     }
 
     /// Closes a file that the kernel reads by itself.
-    pub(super) fn let_go(&self, handle: u64) -> Result<()> {
+    pub(super) fn let_go(&self, handle: u64) {
         self.files.let_go(handle);
-        Ok(())
     }
 
     pub(super) fn release(&self, handle: u64) -> Result<()> {
@@ -268,6 +309,7 @@ impl Server {
     pub(super) fn entry(&self, dir: &Reading, entry: &Listed) -> (Attributes, u64) {
         let number = self.inodes.remember(&entry.held);
         let node = entry.held.node();
+        self.places.note(number, node, (dir.number, dir.dir.node()), &entry.name);
         // The kernel is told of name and attributes at once.
         let valid = validity(dir.dir.node().changes() || node.changes() || node.is_momentary());
         let meta = self.owned(node, entry.meta);
@@ -287,6 +329,7 @@ impl Server {
     /// The value of an extended attribute. Where the store has no `SELinux` labels, a missing one is answered by "not
     /// supported", as kernels without them do: then `ls -l` asks once, and not for each file.
     pub(super) fn xattr(&self, number: u64, name: &[u8]) -> Result<Option<Vec<u8>>> {
+        is_xattr_name(name).map_err(Error::io(|| "read an attribute".to_owned()))?;
         match self.held(number)?.node().xattr(name)? {
             None if name == b"security.selinux" && !self.is_labelled => {
                 Err(Error::io(|| "read a label".to_owned())(Errno::OPNOTSUPP))
@@ -305,6 +348,16 @@ impl Server {
 
     pub(super) fn space(&self) -> Result<Space> {
         self.view.space()
+    }
+}
+
+/// Whether there can be such an extended attribute, as `xattr_resolve_name()` tells it.
+fn is_xattr_name(name: &[u8]) -> std::result::Result<(), Errno> {
+    const NAMESPACES: [&[u8]; 4] = [b"user.", b"trusted.", b"security.", b"system."];
+    match NAMESPACES.iter().find_map(|namespace| name.strip_prefix(*namespace)) {
+        Some([]) => Err(Errno::INVAL),
+        Some(_) => Ok(()),
+        None => Err(Errno::OPNOTSUPP),
     }
 }
 

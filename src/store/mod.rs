@@ -5,9 +5,11 @@
 
 pub mod docker;
 pub mod driver;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
@@ -17,8 +19,11 @@ use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::layer::whiteout::Prefix;
 use crate::meta::{Meta, Timestamp};
+use crate::name::TreePath;
 use crate::reference::Reference;
 use crate::root::{Root, Space};
+
+pub use watch::Watch;
 
 /// The most layers that are united. Docker accepts 125; kernel overlayfs 500.
 pub const LAYERS_MAX: usize = 500;
@@ -71,6 +76,15 @@ pub trait Store: Debug + Send + Sync {
     /// # Errors
     /// Where the store could not be looked at.
     fn generation(&self) -> Result<Generation>;
+
+    /// Calls for each directory that is to be watched: every change of the catalogue is a change to an entry of one of
+    /// them. By default there are none, and then generations are compared from time to time.
+    ///
+    /// # Errors
+    /// Where it cannot be told which directories there are.
+    fn watched(&self, _each: &mut dyn FnMut(&Root, &TreePath)) -> Result<()> {
+        Ok(())
+    }
 
     /// All that the store holds, and what of it is damaged. No layer's content is read. What is unchanged since a
     /// catalogue known from before is taken from there.
@@ -127,6 +141,20 @@ pub trait Store: Debug + Send + Sync {
     /// # Errors
     /// Where it could not be asked.
     fn space(&self) -> Result<Space>;
+
+    /// The directories below which everything is read that is not open yet; none for a store that has no files.
+    fn footholds(&self) -> Vec<BorrowedFd<'_>> {
+        Vec::new()
+    }
+
+    /// Whether each of the footholds is a private clone, from which nothing else of the host can be reached.
+    fn is_private(&self) -> bool {
+        true
+    }
+
+    /// Lets go of all descriptors from which more of the host can be reached than the store, as far as the system allows.
+    /// What is mounted below the store later is then out of sight.
+    fn let_go(&self) {}
 }
 
 /// Tells one state of a file or directory from another.
@@ -182,6 +210,19 @@ impl Generation {
     }
 }
 
+/// What a store has a list of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum List {
+    /// References.
+    References,
+    /// Images.
+    Images,
+    /// Layers.
+    Layers,
+    /// Containers.
+    Containers,
+}
+
 /// What a store holds.
 #[derive(Debug, Default)]
 pub struct Catalogue {
@@ -195,6 +236,8 @@ pub struct Catalogue {
     pub containers: BTreeMap<ContainerId, Arc<Container>>,
     /// All that is wrong.
     pub damage: Vec<Damage>,
+    /// The lists that could not be read, and why. There may be more than what is here.
+    pub unread: BTreeMap<List, String>,
     /// When the store was last changed, as far as its own files tell.
     pub changed: Timestamp,
     /// How many looks at the store's single files were over when this was read; counted by the store.
@@ -210,6 +253,14 @@ pub struct Damage {
     pub why: String,
     /// The images that suffer.
     pub images: BTreeSet<ImageId>,
+    /// Whether the system could not read it, which may pass; otherwise it was read, or is missing.
+    pub is_unreadable: bool,
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}: {}", self.what, self.why)
+    }
 }
 
 /// How an image stands among the others.
@@ -224,7 +275,7 @@ pub enum Standing {
 }
 
 /// An image.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
     /// The ID.
     pub id: ImageId,
@@ -287,8 +338,20 @@ pub struct LayerRecord {
     pub stamp: Stamp,
 }
 
+impl PartialEq for LayerRecord {
+    /// A size that was not asked for yet is no difference.
+    fn eq(&self, other: &Self) -> bool {
+        let Self { chain, diff, parent, cache_id, directory, size_bytes, damage, stamp } = self;
+        let is_same_size = size_bytes.get().zip(other.size_bytes.get()).is_none_or(|(one, other)| one == other);
+        let is_same_place = (cache_id, directory, stamp) == (&other.cache_id, &other.directory, &other.stamp);
+        (chain, diff, parent, damage) == (&other.chain, &other.diff, &other.parent, &other.damage)
+            && is_same_place
+            && is_same_size
+    }
+}
+
 /// A container.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Container {
     /// The ID.
     pub id: ContainerId,
@@ -311,6 +374,23 @@ pub struct Container {
 }
 
 impl Catalogue {
+    /// Makes sure that a list has all there is.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] where it could not be read.
+    pub fn has_all(&self, list: List) -> Result<()> {
+        self.unread.get(&list).map_or(Ok(()), |why| Err(Error::damaged("a list of the store", why.clone())))
+    }
+
+    /// Whether another says the same of the store, by however many looks.
+    #[must_use]
+    pub fn says_as(&self, other: &Self) -> bool {
+        let Self { images, references, layers, containers, damage, unread, changed, looks: _ } = self;
+        (images, references, layers) == (&other.images, &other.references, &other.layers)
+            && (containers, damage, unread) == (&other.containers, &other.damage, &other.unread)
+            && *changed == other.changed
+    }
+
     /// The records of a layer and all below it, top first.
     ///
     /// # Errors

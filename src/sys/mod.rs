@@ -4,6 +4,9 @@
 
 #![allow(unsafe_code)]
 
+#[cfg(feature = "mount")]
+pub(crate) mod jail;
+
 use std::ffi::CStr;
 use std::io;
 use std::mem::size_of;
@@ -37,24 +40,25 @@ pub(crate) fn fork() -> io::Result<Fork> {
     }
 }
 
-/// The size of the list of a file's extended attributes, in bytes: zero where it has none (`listxattrat(2)`, Linux
-/// 6.13). A symbolic link at the end is not followed.
+/// The list of the names of a file's extended attributes, each with a NUL, written into the buffer; answers its length in
+/// bytes, and does no more where the buffer has no room at all (`listxattrat(2)`, Linux 6.13). A symbolic link at the end is
+/// not followed.
 ///
 /// # Errors
-/// The system's: `ENOSYS` on older kernels.
-pub(crate) fn xattr_list_size_at(dir: impl AsFd, name: &CStr) -> io::Result<usize> {
+/// The system's: `ENOSYS` on older kernels, `ERANGE` where the buffer is too small.
+pub(crate) fn xattr_list_at(dir: impl AsFd, path: &CStr, list: &mut [u8]) -> io::Result<usize> {
     /// The same on all architectures that have it.
     const LISTXATTRAT: libc::c_long = 465;
-    // SAFETY: the descriptor is borrowed and open, the name is NUL-terminated, and with a size of zero nothing is
-    // written.
+    // SAFETY: the descriptor is borrowed and open, the path is NUL-terminated, and the buffer is exclusively borrowed and
+    // as long as it is said to be.
     let answer = unsafe {
         libc::syscall(
             LISTXATTRAT,
             dir.as_fd().as_raw_fd(),
-            name.as_ptr(),
+            path.as_ptr(),
             libc::AT_SYMLINK_NOFOLLOW,
-            std::ptr::null_mut::<libc::c_char>(),
-            0_usize,
+            list.as_mut_ptr(),
+            list.len(),
         )
     };
     usize::try_from(answer).map_err(|_| io::Error::last_os_error())
@@ -92,6 +96,17 @@ pub(crate) fn xattr_at(dir: impl AsFd, path: &CStr, name: &CStr, value: &mut [u8
         )
     };
     usize::try_from(answer).map_err(|_| io::Error::last_os_error())
+}
+
+/// Gives the calling thread a current directory, a root directory and a umask of its own (`unshare(2)`, `CLONE_FS`), which
+/// takes no privileges.
+///
+/// # Errors
+/// The system's: those of a filter of system calls.
+pub(crate) fn unshare_directory() -> io::Result<()> {
+    // SAFETY: the call takes a number, and no other thread sees what it changes.
+    let answer = unsafe { libc::unshare(libc::CLONE_FS) };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Sets a detached mount read-only, without access times, devices, setuid, programs and symbolic links

@@ -12,14 +12,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::image::{Layers, LayersDir};
-use super::{Entry, Link, Section, Shared, Snapshot, Text, facts, meant_id, undamaged};
+use super::{Entry, Link, Reading, Section, Shared, Snapshot, Text, facts, meant_id, undamaged};
 use crate::digest::{CacheId, ContainerId};
 use crate::error::{Error, Result};
 use crate::meta::Timestamp;
 use crate::name::Name;
-use crate::store::{Catalogue, Container, Image};
+use crate::store::{Catalogue, Container, Image, List};
 
 /// The folder of containers.
 pub(super) fn by_container(shared: &Arc<Shared>) -> Entry {
@@ -39,6 +40,11 @@ pub(super) fn names(catalogue: &Catalogue) -> BTreeMap<Name, ContainerId> {
     names
 }
 
+/// Whether what is wrong with a container may be but the middle of a change.
+fn is_doubtful(snapshot: &Snapshot, container: &Container) -> bool {
+    container.damage.iter().any(|damage| snapshot.doubtful.contains(damage))
+}
+
 #[derive(Debug)]
 struct ByContainer(Arc<Shared>);
 
@@ -53,7 +59,19 @@ impl ByContainer {
         };
         let layers = Layers::of(snapshot, chains.into_iter());
         let image = container.image.and_then(|id| catalogue.images.get(&id)).cloned();
-        Some(Entry::folder(ContainerDir { shared: Arc::clone(&self.0), container, layers, image }))
+        let is_doubtful = is_doubtful(snapshot, &container);
+        Some(Entry::folder(ContainerDir { shared: Arc::clone(&self.0), container, layers, image, is_doubtful }))
+    }
+
+    fn entry(&self, snapshot: &Snapshot, name: &Name) -> Result<Option<Entry>> {
+        if let Some(id) = snapshot.containers.get(name) {
+            return Ok(self.node(snapshot, id));
+        }
+        snapshot.catalogue.has_all(List::Containers)?;
+        let meant = meant_id(name, snapshot.catalogue.containers.keys().map(ContainerId::hex));
+        let meant = meant.and_then(|hex| ContainerId::from_hex(&hex));
+        let listed = meant.and_then(|id| snapshot.containers.iter().find(|(_, listed)| **listed == id));
+        Ok(listed.map(|(name, _)| Entry::link(Link::new(name.as_bytes().to_vec(), snapshot.catalogue.changed))))
     }
 }
 
@@ -71,20 +89,15 @@ impl Section for ByContainer {
     }
 
     fn lookup(&self, name: &Name) -> Result<Option<Entry>> {
-        let snapshot = self.0.current();
-        if let Some(id) = snapshot.containers.get(name) {
-            return Ok(self.node(&snapshot, id));
-        }
-        let meant = meant_id(name, snapshot.catalogue.containers.keys().map(ContainerId::hex));
-        let meant = meant.and_then(|hex| ContainerId::from_hex(&hex));
-        let listed = meant.and_then(|id| snapshot.containers.iter().find(|(_, listed)| **listed == id));
-        Ok(listed.map(|(name, _)| Entry::link(Link::new(name.as_bytes().to_vec(), snapshot.catalogue.changed))))
+        self.0.answer(|snapshot| self.entry(snapshot, name))
     }
 
     fn list(&self) -> Result<Vec<(Name, Entry)>> {
-        let snapshot = self.0.current();
-        let node = |(name, id): (&Name, &ContainerId)| Some((name.clone(), self.node(&snapshot, id)?));
-        Ok(snapshot.containers.iter().filter_map(node).collect())
+        self.0.answer(|snapshot| {
+            snapshot.catalogue.has_all(List::Containers)?;
+            let node = |(name, id): (&Name, &ContainerId)| Some((name.clone(), self.node(snapshot, id)?));
+            Ok(snapshot.containers.iter().filter_map(node).collect())
+        })
     }
 }
 
@@ -94,6 +107,8 @@ struct ContainerDir {
     container: Arc<Container>,
     layers: Layers,
     image: Option<Arc<Image>>,
+    /// Whether its damage may be but the middle of a change.
+    is_doubtful: bool,
 }
 
 const ENTRIES: [&str; 6] = ["changes", "config.json", "damage", "init", "layers", "merged"];
@@ -112,6 +127,24 @@ impl ContainerDir {
             _ => None,
         };
         Ok(node)
+    }
+
+    /// An answer that says of a container that is being made or removed that it is gone, and not that it is damaged: the
+    /// engine removes its layers first. Who has come by a path is sent there again by the kernel.
+    fn unless_removed<T>(&self, answer: Result<T>) -> Result<T> {
+        let known = &self.container;
+        let Err(Error::Damaged { .. }) = &answer else { return answer };
+        let now = match (known.damage.is_empty(), self.is_doubtful) {
+            // Nobody has heard of it yet.
+            (true, _) => self.shared.read_since(Instant::now(), Reading::Changes),
+            (false, true) => self.shared.current(),
+            (false, false) => return answer,
+        };
+        let is_same = |now: &Container| (&now.changes, &now.damage) == (&known.changes, &known.damage);
+        match now.catalogue.containers.get(&known.id) {
+            Some(listed) if is_same(listed) && !is_doubtful(&now, listed) => answer,
+            Some(_) | None => Err(Error::Stale { what: format!("container {}", known.id) }),
+        }
     }
 
     /// The config as it is, which the engine replaces.
@@ -163,14 +196,14 @@ impl Section for ContainerDir {
     }
 
     fn lookup(&self, name: &Name) -> Result<Option<Entry>> {
-        std::str::from_utf8(name.as_bytes()).map_or(Ok(None), |name| self.entry(name))
+        std::str::from_utf8(name.as_bytes()).map_or(Ok(None), |name| self.unless_removed(self.entry(name)))
     }
 
     fn list(&self) -> Result<Vec<(Name, Entry)>> {
         // What is damaged is not listed; the damage file says what is wrong.
         let mut entries = Vec::with_capacity(ENTRIES.len());
         for name in ENTRIES {
-            let node = undamaged(self.entry(name))?.flatten();
+            let node = undamaged(self.unless_removed(self.entry(name)))?.flatten();
             entries.extend(node.map(|node| (Name::escaped(name.as_bytes()), node)));
         }
         Ok(entries)

@@ -9,6 +9,7 @@ use crate::digest::ImageId;
 use crate::error::Result;
 use crate::meta::Timestamp;
 use crate::name::Name;
+use crate::store::List;
 
 /// The folder of tags.
 pub(super) fn by_tag(shared: &Arc<Shared>) -> Entry {
@@ -50,6 +51,33 @@ impl Names {
         // The folder itself, the directories, and the image's own.
         ImageDir::node(&self.shared, snapshot, id, self.path.len().saturating_add(2))
     }
+
+    fn entry(&self, snapshot: &Snapshot, name: &Name) -> Result<Option<Entry>> {
+        let path = self.below(name);
+        Ok(match (self.tree)(snapshot).find(&path) {
+            None => {
+                snapshot.catalogue.has_all(List::References)?;
+                None
+            }
+            Some(Found::Image(id)) => self.image(snapshot, &id),
+            Some(Found::Directory) => Some(self.directory(path)),
+            Some(Found::Alias(place)) => {
+                Some(Entry::link(Link::new(target(&self.path, &place), snapshot.catalogue.changed)))
+            }
+        })
+    }
+
+    fn entries(&self, snapshot: &Snapshot) -> Result<Vec<(Name, Entry)>> {
+        snapshot.catalogue.has_all(List::References)?;
+        let node = |(name, id): (Name, Option<ImageId>)| {
+            let node = match id {
+                Some(id) => self.image(snapshot, &id)?,
+                None => self.directory(self.below(&name)),
+            };
+            Some((name, node))
+        };
+        Ok((self.tree)(snapshot).list(&self.path).into_iter().filter_map(node).collect())
+    }
 }
 
 impl Section for Names {
@@ -66,34 +94,29 @@ impl Section for Names {
     }
 
     fn lookup(&self, name: &Name) -> Result<Option<Entry>> {
-        let snapshot = self.shared.current();
-        let path = self.below(name);
-        Ok(match (self.tree)(&snapshot).find(&path) {
-            None => None,
-            Some(Found::Image(id)) => self.image(&snapshot, &id),
-            Some(Found::Directory) => Some(self.directory(path)),
-            Some(Found::Alias(place)) => {
-                Some(Entry::link(Link::new(target(&self.path, &place), snapshot.catalogue.changed)))
-            }
-        })
+        self.shared.answer(|snapshot| self.entry(snapshot, name))
     }
 
     fn list(&self) -> Result<Vec<(Name, Entry)>> {
-        let snapshot = self.shared.current();
-        let names = (self.tree)(&snapshot).list(&self.path);
-        let node = |(name, id): (Name, Option<ImageId>)| {
-            let node = match id {
-                Some(id) => self.image(&snapshot, &id)?,
-                None => self.directory(self.below(&name)),
-            };
-            Some((name, node))
-        };
-        Ok(names.into_iter().filter_map(node).collect())
+        self.shared.answer(|snapshot| self.entries(snapshot))
     }
 }
 
 #[derive(Debug)]
 struct ById(Arc<Shared>);
+
+impl ById {
+    fn entry(&self, snapshot: &Snapshot, name: &Name) -> Result<Option<Entry>> {
+        let exact = std::str::from_utf8(name.as_bytes()).ok().and_then(ImageId::from_hex);
+        if let Some(node) = exact.and_then(|id| ImageDir::node(&self.0, snapshot, &id, 2)) {
+            return Ok(Some(node));
+        }
+        snapshot.catalogue.has_all(List::Images)?;
+        let meant = meant_id(name, snapshot.catalogue.images.keys().map(ImageId::hex));
+        let meant = meant.filter(|_| exact.is_none());
+        Ok(meant.map(|id| Entry::link(Link::new(id.into_bytes(), snapshot.catalogue.changed))))
+    }
+}
 
 impl Section for ById {
     fn identity(&self) -> Vec<u8> {
@@ -109,19 +132,15 @@ impl Section for ById {
     }
 
     fn lookup(&self, name: &Name) -> Result<Option<Entry>> {
-        let snapshot = self.0.current();
-        let exact = std::str::from_utf8(name.as_bytes()).ok().and_then(ImageId::from_hex);
-        if let Some(id) = exact {
-            return Ok(ImageDir::node(&self.0, &snapshot, &id, 2));
-        }
-        let meant = meant_id(name, snapshot.catalogue.images.keys().map(ImageId::hex));
-        Ok(meant.map(|id| Entry::link(Link::new(id.into_bytes(), snapshot.catalogue.changed))))
+        self.0.answer(|snapshot| self.entry(snapshot, name))
     }
 
     fn list(&self) -> Result<Vec<(Name, Entry)>> {
-        let snapshot = self.0.current();
-        let node =
-            |id: &ImageId| Some((Name::escaped(id.hex().as_bytes()), ImageDir::node(&self.0, &snapshot, id, 2)?));
-        Ok(snapshot.catalogue.images.keys().filter_map(node).collect())
+        self.0.answer(|snapshot| {
+            snapshot.catalogue.has_all(List::Images)?;
+            let image = |id: &ImageId| ImageDir::node(&self.0, snapshot, id, 2);
+            let node = |id: &ImageId| Some((Name::escaped(id.hex().as_bytes()), image(id)?));
+            Ok(snapshot.catalogue.images.keys().filter_map(node).collect())
+        })
     }
 }

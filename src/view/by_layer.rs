@@ -7,6 +7,7 @@ use crate::digest::{ChainId, DiffId};
 use crate::error::Result;
 use crate::meta::Timestamp;
 use crate::name::Name;
+use crate::store::List;
 
 /// The folder of chain IDs.
 pub(super) fn by_chain(shared: &Arc<Shared>) -> Entry {
@@ -60,6 +61,32 @@ impl ByLayer {
         let Some(record) = snapshot.catalogue.layers.get(chain) else { return Ok(None) };
         self.shared.layer_root(record).map(Some)
     }
+
+    fn entry(&self, snapshot: &Snapshot, name: &Name) -> Result<Option<Entry>> {
+        let Ok(text) = std::str::from_utf8(name.as_bytes()) else { return Ok(None) };
+        if let Some(chain) = text.strip_suffix(".json").and_then(|hex| self.find(snapshot, hex)) {
+            return self.facts(snapshot, &chain).map(Some);
+        }
+        if let Some(chain) = self.find(snapshot, text) {
+            return self.tree(snapshot, &chain);
+        }
+        snapshot.catalogue.has_all(List::Layers)?;
+        let meant = meant_id(name, self.all(snapshot).into_iter().map(|(hex, _)| hex));
+        Ok(meant.map(|hex| Entry::link(Link::new(hex.into_bytes(), snapshot.catalogue.changed))))
+    }
+
+    fn entries(&self, snapshot: &Snapshot) -> Result<Vec<(Name, Entry)>> {
+        snapshot.catalogue.has_all(List::Layers)?;
+        let mut entries = Vec::new();
+        for (hex, chain) in self.all(snapshot) {
+            // A damaged layer has facts, which say what is wrong, and no tree.
+            if let Some(tree) = undamaged(self.tree(snapshot, &chain))?.flatten() {
+                entries.push((Name::escaped(hex.as_bytes()), tree));
+            }
+            entries.push((Name::escaped(format!("{hex}.json").as_bytes()), self.facts(snapshot, &chain)?));
+        }
+        Ok(entries)
+    }
 }
 
 impl Section for ByLayer {
@@ -76,28 +103,10 @@ impl Section for ByLayer {
     }
 
     fn lookup(&self, name: &Name) -> Result<Option<Entry>> {
-        let snapshot = self.shared.current();
-        let Ok(text) = std::str::from_utf8(name.as_bytes()) else { return Ok(None) };
-        if let Some(chain) = text.strip_suffix(".json").and_then(|hex| self.find(&snapshot, hex)) {
-            return self.facts(&snapshot, &chain).map(Some);
-        }
-        if let Some(chain) = self.find(&snapshot, text) {
-            return self.tree(&snapshot, &chain);
-        }
-        let meant = meant_id(name, self.all(&snapshot).into_iter().map(|(hex, _)| hex));
-        Ok(meant.map(|hex| Entry::link(Link::new(hex.into_bytes(), snapshot.catalogue.changed))))
+        self.shared.answer(|snapshot| self.entry(snapshot, name))
     }
 
     fn list(&self) -> Result<Vec<(Name, Entry)>> {
-        let snapshot = self.shared.current();
-        let mut entries = Vec::new();
-        for (hex, chain) in self.all(&snapshot) {
-            // A damaged layer has facts, which say what is wrong, and no tree.
-            if let Some(tree) = undamaged(self.tree(&snapshot, &chain))?.flatten() {
-                entries.push((Name::escaped(hex.as_bytes()), tree));
-            }
-            entries.push((Name::escaped(format!("{hex}.json").as_bytes()), self.facts(&snapshot, &chain)?));
-        }
-        Ok(entries)
+        self.shared.answer(|snapshot| self.entries(snapshot))
     }
 }

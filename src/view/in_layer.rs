@@ -68,13 +68,12 @@ impl LayerNode {
     /// The root of a layer.
     ///
     /// # Errors
-    /// [`Error::Damaged`] where its directory is gone.
+    /// [`Error::Stale`] where the layer is gone, [`Error::Damaged`] where its directory is.
     pub(super) fn root(layer: Layer, form: Form, footing: Footing) -> Result<Entry> {
-        let path = TreePath::root();
-        let meta = layer.tree().stat(&path)?.filter(Meta::is_dir);
-        let meta = meta.ok_or_else(|| Error::damaged("a layer", "its directory is gone"))?;
-        let node =
-            Self { ground: Arc::new(Ground { layer, form, footing }), place: Place::Dir(Arc::new(path)), bare: false };
+        // Only what is not there takes a second look: all layers of a store are listed by this.
+        let meta = footing.settle_content(layer.root())?;
+        let place = Place::Dir(Arc::new(TreePath::root()));
+        let node = Self { ground: Arc::new(Ground { layer, form, footing }), place, bare: false };
         Ok(Entry { node: Node::InLayer(node), meta })
     }
 

@@ -103,7 +103,11 @@ impl UnionNode {
     fn looked_up_again(&self, path: &TreePath) -> Result<Found> {
         let stale = || Error::Stale { what: format!("{path:?}") };
         let union = &self.ground.union;
-        let mut found = union.root()?.ok_or_else(stale)?;
+        let mut found = match union.root() {
+            // A container that is removed loses its own layer.
+            Err(Error::Damaged { .. }) => return Err(stale()),
+            root => root?.ok_or_else(stale)?,
+        };
         for name in path.components().filter_map(Name::new) {
             let Member::Dir(dir) = &found.member else { return Err(stale()) };
             found = union.lookup(dir, &name)?.ok_or_else(stale)?;

@@ -12,6 +12,7 @@ use crate::digest::{ChainId, ImageId};
 use crate::error::{Error, Result};
 use crate::meta::Timestamp;
 use crate::name::Name;
+use crate::store::List;
 
 /// The folder of unions.
 pub(super) fn merged(shared: &Arc<Shared>) -> Entry {
@@ -74,6 +75,52 @@ impl Merged {
             None => Ok(None),
         }
     }
+
+    fn entry(&self, snapshot: &Snapshot, name: &Name) -> Result<Option<Entry>> {
+        let path = self.below(name);
+        let link = |place: &Path| Entry::link(Link::new(target(&self.path, place), snapshot.catalogue.changed));
+        // Before all others: links of the view lead to IDs, and a repository may have a name that looks like one.
+        if let Some(node) = self.by_id(snapshot, name)? {
+            return Ok(Some(node));
+        }
+        match snapshot.merged.find(&path) {
+            Some(Found::Image(id)) => self.image(snapshot, &id),
+            Some(Found::Directory) => Ok(Some(self.directory(path))),
+            Some(Found::Alias(place)) => Ok(Some(link(&place))),
+            None => match self.alias(snapshot, name, &path) {
+                Some(place) => Ok(Some(link(&place))),
+                // The way to a digest of a repository that no tag leads through.
+                None if snapshot.digests.is_directory(&path) => Ok(Some(self.directory(path))),
+                None => {
+                    let found = self.chain(snapshot, name)?;
+                    if found.is_none() {
+                        snapshot.catalogue.has_all(List::References)?;
+                        snapshot.catalogue.has_all(List::Images)?;
+                    }
+                    Ok(found)
+                }
+            },
+        }
+    }
+
+    fn entries(&self, snapshot: &Snapshot) -> Result<Vec<(Name, Entry)>> {
+        let catalogue = &snapshot.catalogue;
+        catalogue.has_all(List::Images)?;
+        // Where it is certain that no references can be read, images are still found by their IDs.
+        if catalogue.unread.get(&List::References).is_some_and(|why| snapshot.doubtful.contains(why)) {
+            catalogue.has_all(List::References)?;
+        }
+        let mut entries = Vec::new();
+        for (name, id) in snapshot.merged.list(&self.path) {
+            let node = match id {
+                // The union of a damaged image would be wrong; status and the image's directory say why it is absent.
+                Some(id) => undamaged(self.image(snapshot, &id))?.flatten(),
+                None => Some(self.directory(self.below(&name))),
+            };
+            entries.extend(node.map(|node| (name, node)));
+        }
+        Ok(entries)
+    }
 }
 
 impl Section for Merged {
@@ -90,38 +137,11 @@ impl Section for Merged {
     }
 
     fn lookup(&self, name: &Name) -> Result<Option<Entry>> {
-        let snapshot = self.shared.current();
-        let path = self.below(name);
-        let link = |place: &Path| Entry::link(Link::new(target(&self.path, place), snapshot.catalogue.changed));
-        // Before all others: links of the view lead to IDs, and a repository may have a name that looks like one.
-        if let Some(node) = self.by_id(&snapshot, name)? {
-            return Ok(Some(node));
-        }
-        match snapshot.merged.find(&path) {
-            Some(Found::Image(id)) => self.image(&snapshot, &id),
-            Some(Found::Directory) => Ok(Some(self.directory(path))),
-            Some(Found::Alias(place)) => Ok(Some(link(&place))),
-            None => match self.alias(&snapshot, name, &path) {
-                Some(place) => Ok(Some(link(&place))),
-                // The way to a digest of a repository that no tag leads through.
-                None if snapshot.digests.is_directory(&path) => Ok(Some(self.directory(path))),
-                None => self.chain(&snapshot, name),
-            },
-        }
+        self.shared.answer(|snapshot| self.entry(snapshot, name))
     }
 
     fn list(&self) -> Result<Vec<(Name, Entry)>> {
-        let snapshot = self.shared.current();
-        let mut entries = Vec::new();
-        for (name, id) in snapshot.merged.list(&self.path) {
-            let node = match id {
-                // The union of a damaged image would be wrong; status and the image's directory say why it is absent.
-                Some(id) => undamaged(self.image(&snapshot, &id))?.flatten(),
-                None => Some(self.directory(self.below(&name))),
-            };
-            entries.extend(node.map(|node| (name, node)));
-        }
-        Ok(entries)
+        self.shared.answer(|snapshot| self.entries(snapshot))
     }
 }
 

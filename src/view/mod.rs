@@ -21,11 +21,13 @@ mod node;
 mod status;
 mod text;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
@@ -36,7 +38,7 @@ use crate::layer::Layer;
 use crate::meta::Timestamp;
 use crate::name::{Name, TreePath};
 use crate::root::Space;
-use crate::store::{Catalogue, Damage, Generation, LayerRecord, Store};
+use crate::store::{Catalogue, Damage, Generation, LayerRecord, Store, Watch};
 use crate::union::Union;
 
 use footing::Footing;
@@ -44,10 +46,21 @@ pub use in_layer::{Form, LayerNode};
 pub use in_union::UnionNode;
 use names::NameTree;
 pub use node::{Entry, Identity, Link, Node};
+pub use status::{Force, Measure, Service};
 pub use text::Text;
 
 /// How many unions are remembered between look-ups.
 const UNIONS_MAX: NonZeroUsize = NonZeroUsize::new(64).unwrap();
+/// How often the store is read before damage is believed that may be but the middle of a change.
+const READINGS_MAX: usize = 3;
+/// How long a change is given to go on, longer than a file system's clock takes to tell it from the next.
+const PAUSE: Duration = Duration::from_millis(25);
+/// How long damage must have been seen before it is certain: engines take so long to make or remove a container, at most.
+const CERTAIN_AFTER: Duration = Duration::from_secs(2);
+/// How often the store is read while there is damage that is not certain.
+const DOUBT_INTERVAL: Duration = Duration::from_millis(500);
+/// How many states of the store an answer is made of, each time because something is gone, before it is [`Error::Stale`].
+const STATES_MAX: usize = 4;
 
 /// How the tree is to be shown.
 #[derive(Debug, Clone, Default)]
@@ -56,6 +69,8 @@ pub struct Options {
     pub whiteouts: Form,
     /// Where the store is; for people.
     pub source: PathBuf,
+    /// How the process that reads the store is confined; none where that is nobody's business.
+    pub confinement: Vec<Measure>,
 }
 
 /// The tree of one store.
@@ -102,6 +117,10 @@ const FOLDERS: &[(&str, Folder)] = &[
     ("status", status::status),
 ];
 
+/// Stands for what was read of the store at one time: two equal ones are one reading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct State(u64);
+
 /// What all folders of a view share.
 #[derive(Debug)]
 struct Shared {
@@ -109,11 +128,64 @@ struct Shared {
     options: Options,
     /// Guards the newest snapshot; held only to copy or replace it.
     snapshot: RwLock<Arc<Snapshot>>,
+    /// How often the store was read again.
+    rescans: AtomicU64,
+    told: status::Told,
+    /// Guards the damage that was seen last. The thread that reads the store holds it for as long, so that others wait for
+    /// what it reads instead of reading the same. It waits for the store's disk alone: never for the kernel, nor for
+    /// another lock that is held for long.
+    seen: Mutex<Seen>,
+}
+
+impl Since {
+    fn is_lately(&self) -> bool {
+        matches!(self, Self::Lately(_))
+    }
+}
+
+/// What readings of the store have seen.
+#[derive(Debug, Default)]
+struct Seen {
+    /// The damage that was seen in all readings since some time.
+    damage: Sightings,
+    /// When a reading began that showed nothing new, since some of it could not be read.
+    held_back: Option<Instant>,
+}
+
+/// What is wrong, and how, and since when that was seen.
+type Sightings = BTreeMap<(String, String), Since>;
+
+/// Since when damage was seen.
+#[derive(Debug, Clone, Copy)]
+enum Since {
+    /// It may be but the middle of a change.
+    Lately(Instant),
+    /// It is certain, and was told.
+    Long,
+}
+
+fn key(damage: &Damage) -> (String, String) {
+    (damage.what.clone(), damage.why.clone())
+}
+
+/// How much of the store is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    /// What is another than before, as far as times tell.
+    Changes,
+    /// Everything.
+    Whole,
 }
 
 /// One state of the store, with what the folders look up in it.
 #[derive(Debug)]
 struct Snapshot {
+    state: State,
+    /// When the reading began, and how much was read.
+    begun: Instant,
+    reading: Reading,
+    /// Damage that is not certain, as objects that suffer from it tell it: `what: why`.
+    doubtful: BTreeSet<String>,
     generation: Generation,
     /// The time that folders show whose names come and go: another one in each state, since the kernel keeps a listing
     /// until its directory has another time.
@@ -138,8 +210,38 @@ impl View {
     /// Where nothing of the store could be read.
     pub fn new(store: Box<dyn Store>, options: Options) -> Result<Self> {
         let store: Arc<dyn Store> = store.into();
-        let snapshot = RwLock::new(Arc::new(Snapshot::read(store.as_ref(), None)?));
-        Ok(Self { shared: Arc::new(Shared { store, options, snapshot }) })
+        let snapshot = Snapshot::read_calmly(store.as_ref(), None, Reading::Whole, &Sightings::new())?;
+        let damage = snapshot.catalogue.damage.iter().map(|damage| (key(damage), Since::Long)).collect();
+        let seen = Mutex::new(Seen { damage, held_back: None });
+        let snapshot = RwLock::new(Arc::new(snapshot));
+        let (rescans, told) = (AtomicU64::new(0), status::Told::default());
+        Ok(Self { shared: Arc::new(Shared { store, options, snapshot, rescans, told, seen }) })
+    }
+
+    /// Reads the store again if it changed, as each look-up in a folder does whose names come and go.
+    #[must_use]
+    pub fn refresh(&self) -> State {
+        self.shared.current().state
+    }
+
+    /// Reads the whole store again, also what has the times that it had; `None` where it cannot be read for the moment,
+    /// and is shown as it was.
+    #[must_use]
+    pub fn read_again(&self) -> Option<State> {
+        let asked = Instant::now();
+        let read = self.shared.read_since(asked, Reading::Whole);
+        (read.begun >= asked).then_some(read.state)
+    }
+
+    /// Whether the store is to be read again soon, though nobody asks: there is damage that is not certain.
+    #[must_use]
+    pub fn is_in_doubt(&self) -> bool {
+        self.shared.seen.lock().damage.values().any(Since::is_lately)
+    }
+
+    /// Has changes of the store heard of, also in directories that it has got since.
+    pub fn watch(&self, watch: &mut Watch) {
+        watch.renew(self.shared.store.as_ref());
     }
 
     /// The root directory.
@@ -169,6 +271,17 @@ impl View {
         self.shared.snapshot.read().catalogue.damage.clone()
     }
 
+    /// How often the store was read again because it changed.
+    #[must_use]
+    pub fn rescans(&self) -> u64 {
+        self.shared.rescans.load(Ordering::Relaxed)
+    }
+
+    /// Has `status` show the figures of who serves this view; the first one stays.
+    pub fn served_by(&self, service: Weak<dyn Service>) {
+        self.shared.told.served_by(service);
+    }
+
     /// Whether files of the store have `SELinux` labels.
     #[must_use]
     pub fn is_labelled(&self) -> bool {
@@ -188,29 +301,89 @@ impl Shared {
     /// The state of the store as it is, read again if it changed. A store that cannot be read for the moment is shown
     /// as it was.
     fn current(&self) -> Arc<Snapshot> {
-        let known = Arc::clone(&self.snapshot.read());
+        let asked = Instant::now();
+        let known = self.known();
+        if self.is_current(&known) { known } else { self.read_since(asked, Reading::Changes) }
+    }
+
+    fn known(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.snapshot.read())
+    }
+
+    /// Whether nothing tells that the store is another than in this state.
+    fn is_current(&self, known: &Snapshot) -> bool {
         match self.store.generation() {
-            Ok(generation) if generation == known.generation && known.is_settled => known,
-            Ok(_) => match Snapshot::read(self.store.as_ref(), Some(&known)) {
-                Ok(fresh) => {
-                    log::debug!("the store changed and was read again");
-                    let damage = &fresh.catalogue.damage;
-                    for new in damage.iter().filter(|damage| !known.catalogue.damage.contains(damage)) {
-                        log::warn!("{}: {}", new.what, new.why);
-                    }
-                    let fresh = Arc::new(fresh);
-                    *self.snapshot.write() = Arc::clone(&fresh);
-                    fresh
-                }
-                Err(error) => {
-                    log::warn!("the store changed but cannot be read, so it is shown as it was: {error}");
-                    known
-                }
-            },
+            Ok(generation) => {
+                let is_doubtful = !known.doubtful.is_empty() && known.begun.elapsed() > DOUBT_INTERVAL;
+                generation == known.generation && known.is_settled && !is_doubtful
+            }
             Err(error) => {
                 log::warn!("the store is shown as it was: {error}");
+                true
+            }
+        }
+    }
+
+    /// The state of the store as it was read since then, by this thread or another; the one that is known where the store
+    /// cannot be read.
+    fn read_since(&self, asked: Instant, reading: Reading) -> Arc<Snapshot> {
+        let mut seen = self.seen.lock();
+        let known = self.known();
+        let is_enough = reading == Reading::Changes || known.reading == Reading::Whole;
+        if known.begun >= asked && is_enough {
+            return known;
+        }
+        let is_held_back = |begun: Instant| begun >= asked || begun.elapsed() < DOUBT_INTERVAL;
+        if reading == Reading::Changes && seen.held_back.is_some_and(is_held_back) {
+            return known;
+        }
+        seen.held_back = None;
+        match Snapshot::read_calmly(self.store.as_ref(), Some(&known), reading, &seen.damage) {
+            Ok(mut fresh) => {
+                log::debug!("the store was read again");
+                self.rescans.fetch_add(1, Ordering::Relaxed);
+                seen.damage = look_again(&fresh.catalogue.damage, &seen.damage);
+                let is_lately = |damage: &&Damage| seen.damage.get(&key(damage)).is_some_and(Since::is_lately);
+                let doubtful: Vec<&Damage> = fresh.catalogue.damage.iter().filter(is_lately).collect();
+                if let Some(damage) = doubtful.iter().find(|damage| damage.is_unreadable) {
+                    log::debug!("the store is shown as it was, since this may pass: {damage}");
+                    seen.held_back = Some(fresh.begun);
+                    return known;
+                }
+                fresh.doubtful = doubtful.into_iter().map(ToString::to_string).collect();
+                let fresh = Arc::new(fresh);
+                *self.snapshot.write() = Arc::clone(&fresh);
+                fresh
+            }
+            Err(error) => {
+                log::warn!("the store changed but cannot be read, so it is shown as it was: {error}");
                 known
             }
+        }
+    }
+
+    /// What is made of the state of the store as it is. What is gone by then is looked for in the state that it has now;
+    /// and where nothing tells that it has another, all of it is read, as when a layer was removed by hand.
+    ///
+    /// # Errors
+    /// Those of `make`; [`Error::Stale`] for damage that is not certain.
+    fn answer<T>(&self, make: impl Fn(&Snapshot) -> Result<T>) -> Result<T> {
+        let mut snapshot = self.current();
+        let mut states = 1_usize;
+        loop {
+            let (what, is_doubtful) = match make(&snapshot) {
+                Err(Error::Damaged { what, why }) if snapshot.doubtful.contains(&why) => (what, true),
+                Err(Error::Stale { what }) => (what, false),
+                answer => return answer,
+            };
+            let asked = Instant::now();
+            let newer = self.current();
+            let is_same = newer.state == snapshot.state;
+            if states >= STATES_MAX || (is_same && is_doubtful) {
+                return Err(Error::Stale { what });
+            }
+            states = states.saturating_add(1);
+            snapshot = if is_same { self.read_since(asked, Reading::Whole) } else { newer };
         }
     }
 
@@ -268,12 +441,46 @@ fn undamaged<T>(node: Result<T>) -> Result<Option<T>> {
     }
 }
 
+/// Since when this damage was seen; warns of what has become certain.
+fn look_again(damage: &[Damage], before: &Sightings) -> Sightings {
+    let since = |damage: &Damage| {
+        let since = match before.get(&key(damage)) {
+            None => Since::Lately(Instant::now()),
+            Some(Since::Lately(begun)) if begun.elapsed() >= CERTAIN_AFTER => {
+                log::warn!("{}: {}", damage.what, damage.why);
+                Since::Long
+            }
+            Some(since) => *since,
+        };
+        (key(damage), since)
+    };
+    damage.iter().map(since).collect()
+}
+
 impl Snapshot {
-    fn read(store: &dyn Store, known: Option<&Self>) -> Result<Self> {
+    /// Reads the store, and again after a pause where there is new damage but the store changed meanwhile: a layer may be
+    /// looked for before it is listed, and its image after.
+    fn read_calmly(store: &dyn Store, known: Option<&Self>, reading: Reading, seen: &Sightings) -> Result<Self> {
+        let mut readings = 1_usize;
+        loop {
+            let fresh = Self::read(store, known, reading)?;
+            let has_stood_still = fresh.is_settled && store.generation()? == fresh.generation;
+            let is_new = |damage: &Damage| !seen.contains_key(&key(damage));
+            if has_stood_still || readings >= READINGS_MAX || !fresh.catalogue.damage.iter().any(is_new) {
+                return Ok(fresh);
+            }
+            readings = readings.saturating_add(1);
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    fn read(store: &dyn Store, known: Option<&Self>, reading: Reading) -> Result<Self> {
+        let begun = Instant::now();
         // Taken first: what changes while the catalogue is read shows as another generation the next time.
         let generation = store.generation()?;
         let is_settled = !generation.is_fresh();
-        let catalogue = store.catalogue(known.map(|known| &known.catalogue))?;
+        let unchanged = known.filter(|_| reading == Reading::Changes);
+        let catalogue = store.catalogue(unchanged.map(|known| &known.catalogue))?;
         let mut diffs = BTreeMap::new();
         for (chain, record) in &catalogue.layers {
             if let Some(diff) = record.diff {
@@ -295,12 +502,17 @@ impl Snapshot {
                 users.entry(layer.chain).or_default().push(image.id);
             }
         }
-        let time = match known {
-            Some(known) if known.generation == generation => known.time,
-            Some(known) => catalogue.changed.max(known.time.next()),
-            None => catalogue.changed,
+        let same = unchanged.filter(|known| known.catalogue.says_as(&catalogue));
+        let (time, state) = match (same, known) {
+            (Some(same), _) => (same.time, same.state),
+            (None, Some(known)) => (catalogue.changed.max(known.time.next()), State(known.state.0.saturating_add(1))),
+            (None, None) => (catalogue.changed, State(0)),
         };
         Ok(Self {
+            state,
+            begun,
+            reading,
+            doubtful: BTreeSet::new(),
             time,
             tags: NameTree::tags(&catalogue),
             digests: NameTree::digests(&catalogue),

@@ -1,14 +1,93 @@
-//! `status`: what the view says of the store, as JSON.
+//! `status`: what the view says of the store, and what it is told of the process that serves it, as JSON.
+//!
+//! The figures of the server change with each request. They are taken at most once a second: each content of the file
+//! is a file of its own, and a second is as often as anyone looks.
 
-use std::sync::Arc;
+use std::fmt::Debug;
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::{Duration, Instant, SystemTime};
 
+use parking_lot::Mutex;
 use serde::Serialize;
+use serde_json::Value;
 
 use super::{Entry, Form, Shared, Snapshot, Text, facts};
+use crate::meta::Timestamp;
 use crate::store::{Image, Standing};
 
+/// For how long the figures stay as they were taken.
+const FIGURES_AGE: Duration = Duration::from_secs(1);
+
+/// Who serves a view, as far as `status` tells of it.
+pub trait Service: Debug + Send + Sync {
+    /// What it has done and what it holds, by name.
+    fn figures(&self) -> Value;
+}
+
+/// One of the measures by which the process that reads the store is confined.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Measure {
+    /// Its name.
+    pub step: &'static str,
+    /// Whether it is in force.
+    pub state: Force,
+    /// Why it is not, and what that means; or in what it falls short.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+}
+
+/// Whether a measure is in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum Force {
+    /// It is.
+    #[serde(rename = "in force")]
+    Full,
+    /// It is not.
+    #[serde(rename = "not in force")]
+    None,
+}
+
+/// What `status` is told by others while the view is served.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    service: OnceLock<Weak<dyn Service>>,
+    /// Guards the figures while they are taken, which waits for no disk and no kernel.
+    figures: Mutex<Option<(Instant, Figures)>>,
+}
+
+/// The figures of a moment.
+#[derive(Debug, Clone, Serialize)]
+struct Figures {
+    /// When they were taken, in seconds since 1970; the file has the same time.
+    taken_unix_seconds: u64,
+    #[serde(flatten)]
+    figures: Value,
+}
+
+impl Told {
+    /// Has the figures of a service shown; the first one stays.
+    pub(super) fn served_by(&self, service: Weak<dyn Service>) {
+        let _first_stays = self.service.set(service);
+    }
+
+    /// The figures of this second.
+    fn figures(&self) -> Option<Figures> {
+        let service = self.service.get()?.upgrade()?;
+        let mut known = self.figures.lock();
+        if let Some((taken, figures)) = known.as_ref()
+            && taken.elapsed() < FIGURES_AGE
+        {
+            return Some(figures.clone());
+        }
+        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let figures = Figures { taken_unix_seconds: since_1970.as_secs(), figures: service.figures() };
+        *known = Some((Instant::now(), figures.clone()));
+        Some(figures)
+    }
+}
+
 #[derive(Serialize)]
-struct Status {
+struct Status<'a> {
     version: &'static str,
     source: String,
     kind: &'static str,
@@ -18,7 +97,19 @@ struct Status {
     references: usize,
     layers: usize,
     containers: usize,
+    /// Those in force, by the kernel's names; `None` where the kernel does not tell.
+    capabilities: Option<Vec<String>>,
+    confinement: &'a [Measure],
     damage: Vec<Damage>,
+    /// Where someone serves the view.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    figures: Option<Figures>,
+}
+
+/// The capabilities of the thread that asks; all that serve have the same.
+fn capabilities() -> Option<Vec<String>> {
+    let effective = rustix::thread::capabilities(None).ok()?.effective;
+    Some(effective.iter_names().map(|(name, _)| format!("CAP_{name}")).collect())
 }
 
 #[derive(Serialize)]
@@ -31,6 +122,7 @@ struct Images {
     damaged: Vec<String>,
 }
 
+/// As [`crate::store::Damage`].
 #[derive(Serialize)]
 struct Damage {
     object: String,
@@ -41,10 +133,14 @@ struct Damage {
 /// The file at the root.
 pub(super) fn status(shared: &Arc<Shared>) -> Entry {
     let snapshot = shared.current();
-    Entry::text(Text::ready(content(shared, &snapshot), snapshot.time).momentary())
+    let figures = shared.told.figures();
+    let taken = figures.as_ref().and_then(|figures| i64::try_from(figures.taken_unix_seconds).ok());
+    let taken = taken.map(|seconds| Timestamp { seconds, nanoseconds: 0 });
+    let time = taken.map_or(snapshot.time, |taken| taken.max(snapshot.time));
+    Entry::text(Text::ready(content(shared, &snapshot, figures), time).momentary())
 }
 
-fn content(shared: &Shared, snapshot: &Snapshot) -> Vec<u8> {
+fn content(shared: &Shared, snapshot: &Snapshot, figures: Option<Figures>) -> Vec<u8> {
     let catalogue = &snapshot.catalogue;
     let ids = |wanted: fn(&Image) -> bool| -> Vec<String> {
         catalogue.images.values().filter(|image| wanted(image)).map(|image| image.id.to_string()).collect()
@@ -73,6 +169,56 @@ fn content(shared: &Shared, snapshot: &Snapshot) -> Vec<u8> {
         references: catalogue.references.len(),
         layers: catalogue.layers.len(),
         containers: catalogue.containers.len(),
+        capabilities: capabilities(),
+        confinement: &shared.options.confinement,
         damage: damage.collect(),
+        figures,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    /// Answers another figure at each look.
+    #[derive(Debug, Default)]
+    struct Restless(AtomicU64);
+
+    impl Service for Restless {
+        fn figures(&self) -> Value {
+            serde_json::json!({ "looks": self.0.fetch_add(1, Ordering::Relaxed) })
+        }
+    }
+
+    fn told_by(service: &Arc<Restless>) -> Told {
+        let told = Told::default();
+        let service: Weak<Restless> = Arc::downgrade(service);
+        told.served_by(service);
+        told
+    }
+
+    fn looks(told: &Told) -> Option<Value> {
+        told.figures().map(|figures| serde_json::to_value(figures).unwrap()["looks"].take())
+    }
+
+    #[test]
+    fn figures_stay_for_a_second() {
+        let service = Arc::default();
+        let told = told_by(&service);
+        assert_eq!([looks(&told), looks(&told)], [Some(0.into()), Some(0.into())]);
+        // As if a second had passed.
+        if let Some((taken, _)) = told.figures.lock().as_mut() {
+            *taken = taken.checked_sub(FIGURES_AGE).unwrap();
+        }
+        assert_eq!([looks(&told), looks(&told)], [Some(1.into()), Some(1.into())]);
+    }
+
+    #[test]
+    fn without_a_server_there_are_no_figures() {
+        assert_eq!(looks(&Told::default()), None);
+        let told = told_by(&Arc::default());
+        assert_eq!(looks(&told), None, "the server is gone");
+    }
 }

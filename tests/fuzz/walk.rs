@@ -61,7 +61,14 @@ impl Walk<'_> {
 
     /// The answer, which must be one.
     fn answer<T>(&self, answer: Result<T, Error>, path: &[Name], doing: &str) -> Option<T> {
-        answer.map_err(|error| self.check(false, path, || format!("cannot be {doing}: {error}"))).ok()
+        let is_answered = |error: &Error| path.len() == 1 && self.is_told(error);
+        answer.map_err(|error| self.check(is_answered(&error), path, || format!("cannot be {doing}: {error}"))).ok()
+    }
+
+    /// Whether an error of a folder is one that `status` tells, so that the folder cannot know all its names.
+    fn is_told(&self, error: &Error) -> bool {
+        let Error::Damaged { why, .. } = error else { return false };
+        self.view.damage().iter().any(|damage| damage.to_string() == *why)
     }
 
     fn directory(&mut self, dir: &Node, path: &mut Vec<Name>) {

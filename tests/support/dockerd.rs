@@ -4,25 +4,25 @@
 //! is asked, so its answers are an independent witness. No registry is needed: the base image is a Debian root that
 //! `debootstrap` makes once, and that later runs and other test binaries find as a tar.
 
-use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use self::system::found;
+pub(crate) use self::system::{attempt, has_programs, run, unmount_below};
+
+#[path = "system.rs"]
+mod system;
+
 /// A path of a tar of a Debian root to import as the base image; it is made if it is not there.
 const BASE_VARIABLE: &str = "DOCKER_FS_TEST_BASE";
-/// Set where missing programs are a failure, not a reason to skip.
-const STRICT_VARIABLE: &str = "DOCKER_FS_TEST_PRIVILEGED";
-
 const SUITE: &str = "bookworm";
-const DEFAULT_MIRROR: &str = "http://deb.debian.org/debian";
 
 /// Programs without which there is no daemon.
 pub(crate) const PROGRAMS: &[&str] = &["dockerd", "docker", "debootstrap", "setpriv", "tar"];
@@ -45,54 +45,6 @@ pub(crate) struct Dockerd {
     run: TempDir,
 }
 
-/// Whether all `programs` are there; says which is not, and fails where the environment promises them.
-pub(crate) fn has_programs(programs: &[&str]) -> bool {
-    let missing: Vec<&str> = programs.iter().filter(|name| found(name).is_empty()).copied().collect();
-    if missing.is_empty() {
-        return true;
-    }
-    assert!(std::env::var_os(STRICT_VARIABLE).is_none(), "{STRICT_VARIABLE} is set, but there is no {missing:?}");
-    eprintln!("skipped: no {}", missing.join(", "));
-    false
-}
-
-/// Every program called `name` on `PATH`, in order.
-fn found(name: &str) -> Vec<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let system = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
-    let mut places: Vec<PathBuf> = std::env::split_paths(&path).chain(system).map(|dir| dir.join(name)).collect();
-    places.retain(|place| place.is_file());
-    places.dedup();
-    places
-}
-
-/// Runs a command to its end; a failure panics with all it said.
-pub(crate) fn run(command: &mut Command) -> Vec<u8> {
-    match attempt(command) {
-        Ok(stdout) => stdout,
-        Err(what) => panic!("{what}"),
-    }
-}
-
-/// Runs a command to its end, its output apart; a failure is a text that names the command and what it said.
-pub(crate) fn attempt(command: &mut Command) -> Result<Vec<u8>, String> {
-    let shown = format!("{command:?}");
-    let Output { status, stdout, stderr } =
-        command.stdin(Stdio::null()).output().map_err(|error| format!("{shown}: {error}"))?;
-    if status.success() {
-        return Ok(stdout);
-    }
-    let mut text = format!("{shown}: {status}");
-    for said in [&stdout, &stderr] {
-        let said = String::from_utf8_lossy(said);
-        let tail: Vec<&str> = said.lines().rev().take(30).collect();
-        for line in tail.iter().rev() {
-            let _ = write!(text, "\n  {line}");
-        }
-    }
-    Err(text)
-}
-
 impl Dockerd {
     /// Starts a daemon with the overlay2 driver and waits until it answers.
     ///
@@ -103,43 +55,46 @@ impl Dockerd {
         // The machine's own daemon.json must not count; 29 and later would use containerd's store for a new root.
         let config = run.path().join("daemon.json");
         fs::write(&config, r#"{"features":{"containerd-snapshotter":false}}"#).unwrap();
-        let log = File::create(dir.path().join("log")).unwrap();
-        // Should the test be killed, the daemon ends too. (`setpriv` executes it, so that the pid is the daemon's.)
-        let child = Command::new("setpriv")
-            .args(["--pdeathsig", "TERM"])
-            .arg(found("dockerd").first().expect("there is no dockerd"))
-            .arg("--config-file")
-            .arg(&config)
-            .arg("--data-root")
-            .arg(dir.path().join("root"))
-            .arg("--exec-root")
-            .arg(run.path().join("exec"))
-            .arg("--pidfile")
-            .arg(run.path().join("pid"))
-            .arg("-H")
-            .arg(format!("unix://{}/sock", run.path().display()))
-            // A containerd that the machine already runs would be shared.
-            .arg("--containerd-namespace")
-            .arg(format!("docker-fs-{}", std::process::id()))
-            .args(["--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver", "overlay2"])
-            .args(["--shutdown-timeout", "2"])
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let mut daemon = Self { child, dir, run };
+        let mut daemon = Self { child: spawn(dir.path(), run.path()), dir, run };
+        daemon.wait_for_answer();
+        daemon
+    }
+
+    /// Ends the daemon in the middle of what it does.
+    pub(crate) fn kill_now(&self) {
+        let _ = kill_process(Pid::from_child(&self.child), Signal::KILL);
+    }
+
+    /// Ends the daemon, if it has not ended, and all that it started.
+    pub(crate) fn kill(&mut self) {
+        self.kill_now();
+        self.child.wait().unwrap();
+        for pid in self.orphans() {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+
+    /// Starts the daemon again that was killed, with what it left.
+    pub(crate) fn start_again(&mut self) {
+        // It would take any process that has the number by now for itself, or for its containerd.
+        for stale in ["pid", "exec/containerd/containerd.pid"] {
+            let _ = fs::remove_file(self.run.path().join(stale));
+        }
+        self.child = spawn(self.dir.path(), self.run.path());
+        self.wait_for_answer();
+    }
+
+    fn wait_for_answer(&mut self) {
         let patience = Instant::now() + Duration::from_secs(60);
-        while let Err(what) = daemon.try_docker(&["version"]) {
-            let ended = daemon.child.try_wait().unwrap();
+        while let Err(what) = self.try_docker(&["version"]) {
+            let ended = self.child.try_wait().unwrap();
             assert!(
                 ended.is_none() && Instant::now() < patience,
                 "dockerd does not answer ({ended:?}): {what}\n{}",
-                daemon.log_tail()
+                self.log_tail()
             );
             std::thread::sleep(Duration::from_millis(50));
         }
-        daemon
     }
 
     /// The data root: what docker-fs mounts.
@@ -217,6 +172,11 @@ impl Dockerd {
     pub(crate) fn build(&self, builder: Builder, tag: &str, dockerfile: &str) -> Result<(), String> {
         let context = tempfile::tempdir_in(self.run.path()).unwrap();
         fs::write(context.path().join("Dockerfile"), dockerfile).unwrap();
+        self.build_in(builder, tag, context.path())
+    }
+
+    /// Builds an image of a directory with a Dockerfile in it.
+    pub(crate) fn build_in(&self, builder: Builder, tag: &str, context: &Path) -> Result<(), String> {
         let mut trouble = String::new();
         // A client without the buildx plugin cannot ask for BuildKit, an older one beside it often can.
         for program in found("docker") {
@@ -226,7 +186,7 @@ impl Dockerd {
             if !tag.is_empty() {
                 command.args(["-t", tag]);
             }
-            match attempt(command.arg(context.path())) {
+            match attempt(command.arg(context)) {
                 Ok(_) => return Ok(()),
                 Err(what) if builder == Builder::Classic => return Err(what),
                 Err(what) => trouble.push_str(&what),
@@ -293,6 +253,35 @@ impl Drop for Dockerd {
     }
 }
 
+/// Starts a daemon whose data root and log are in `dir`, and what it needs while it runs in `run`.
+fn spawn(dir: &Path, run: &Path) -> Child {
+    let log = File::options().create(true).append(true).open(dir.join("log")).unwrap();
+    // Should the test be killed, the daemon ends too. (`setpriv` executes it, so that the pid is the daemon's.)
+    Command::new("setpriv")
+        .args(["--pdeathsig", "TERM"])
+        .arg(found("dockerd").first().expect("there is no dockerd"))
+        .arg("--config-file")
+        .arg(run.join("daemon.json"))
+        .arg("--data-root")
+        .arg(dir.join("root"))
+        .arg("--exec-root")
+        .arg(run.join("exec"))
+        .arg("--pidfile")
+        .arg(run.join("pid"))
+        .arg("-H")
+        .arg(format!("unix://{}/sock", run.display()))
+        // A containerd that the machine already runs would be shared.
+        .arg("--containerd-namespace")
+        .arg(format!("docker-fs-{}", std::process::id()))
+        .args(["--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver", "overlay2"])
+        .args(["--shutdown-timeout", "2"])
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap()
+}
+
 fn layers_of(inspected: &Value) -> Vec<PathBuf> {
     let stored = &inspected["GraphDriver"]["Data"];
     let upper = stored["UpperDir"].as_str();
@@ -300,85 +289,6 @@ fn layers_of(inspected: &Value) -> Vec<PathBuf> {
     upper.into_iter().chain(lower.into_iter().flat_map(|lower| lower.split(':'))).map(PathBuf::from).collect()
 }
 
-/// Unmounts every mount below `dir`, the last one first.
-pub(crate) fn unmount_below(dir: &Path) {
-    let Ok(mounts) = fs::read_to_string("/proc/self/mountinfo") else { return };
-    for line in mounts.lines().rev() {
-        // The directories here have no byte that mountinfo escapes.
-        let Some(place) = line.split(' ').nth(4) else { continue };
-        if Path::new(place).starts_with(dir)
-            && let Err(error) = unmount(place, UnmountFlags::DETACH)
-        {
-            eprintln!("cannot unmount {place}: {error}");
-        }
-    }
-}
-
-/// The tar of a Debian root, made if no earlier run did. Two tests that want it at once make it once.
 fn base_tar() -> PathBuf {
-    let default = || Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("base-{SUITE}.tar"));
-    let tar = std::env::var_os(BASE_VARIABLE).map_or_else(default, PathBuf::from);
-    let lock = File::create(tar.with_extension("lock")).unwrap();
-    lock.lock().unwrap();
-    if !tar.exists() {
-        make_base(&tar);
-    }
-    tar
-}
-
-fn make_base(tar: &Path) {
-    let dir = tempfile::Builder::new().prefix("debootstrap-").tempdir_in(tar.parent().unwrap()).unwrap();
-    let root = dir.path().join("root");
-    let made = attempt(
-        Command::new(found("debootstrap").first().unwrap())
-            .args(["--variant=minbase", "--include=libcap2-bin,acl,attr", SUITE])
-            .arg(&root)
-            .arg(mirror()),
-    );
-    // It leaves these mounted when it fails.
-    unmount_below(dir.path());
-    made.unwrap_or_else(|what| panic!("{what}"));
-    // What makes the tests slower and shows nothing more.
-    for bulk in
-        ["var/cache", "var/lib/apt/lists", "usr/share/doc", "usr/share/locale", "usr/share/man", "usr/share/zoneinfo"]
-    {
-        let bulk = root.join(bulk);
-        if bulk.exists() {
-            fs::remove_dir_all(&bulk).unwrap();
-            fs::create_dir(&bulk).unwrap();
-        }
-    }
-    let unfinished = dir.path().join("base.tar");
-    run(Command::new("tar").arg("--numeric-owner").arg("-C").arg(&root).arg("-cf").arg(&unfinished).arg("."));
-    fs::rename(&unfinished, tar).unwrap();
-}
-
-/// The mirror that this machine's apt has for the suite, or Debian's own.
-fn mirror() -> String {
-    let parts = fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten().map(|entry| entry.path());
-    let lists = parts.chain([PathBuf::from("/etc/apt/sources.list")]);
-    let texts = lists.filter_map(|list| fs::read_to_string(list).ok());
-    texts.into_iter().find_map(|text| mirror_in(&text)).unwrap_or_else(|| DEFAULT_MIRROR.to_owned())
-}
-
-/// The first mirror of the suite in a list of either form: `deb [options] URI suite …`, or a paragraph with `URIs:`.
-fn mirror_in(text: &str) -> Option<String> {
-    let line = text.lines().find_map(|line| {
-        let mut words = line.split_whitespace().skip_while(|word| word.starts_with('[') || word.ends_with(']'));
-        (words.next()? == "deb").then_some(())?;
-        let words: Vec<&str> = words.collect();
-        let suite = words.iter().position(|word| *word == SUITE)?;
-        words.get(suite.checked_sub(1)?).map(|uri| (*uri).to_owned())
-    });
-    let field = |paragraph: &str, name: &str| {
-        let value = paragraph.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-        Some(value.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
-    };
-    line.or_else(|| {
-        text.split("\n\n").find_map(|paragraph| {
-            let suites = field(paragraph, "Suites")?;
-            suites.iter().any(|suite| suite == SUITE).then_some(())?;
-            field(paragraph, "URIs")?.into_iter().next()
-        })
-    })
+    system::base_tar(std::env::var_os(BASE_VARIABLE).map(PathBuf::from), SUITE, "libcap2-bin,acl,attr")
 }

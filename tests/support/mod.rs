@@ -5,6 +5,9 @@
 //! * `mount` mounts docker-fs, kernel overlayfs and tmpfs, and unmounts them on drop.
 //! * `faulty` is a disk that hangs or fails where it is told to.
 //! * `tree` reads a directory tree into a map and tells two maps apart.
+//! * `view` reads all of a view through the library.
+//! * `filter` takes system calls away.
+//! * `random` makes numbers and bytes that follow from a seed.
 
 #![allow(
     dead_code,
@@ -18,10 +21,13 @@
 )]
 
 pub mod faulty;
+pub mod filter;
 pub mod mount;
+pub mod random;
 pub mod stack;
 pub mod store;
 pub mod tree;
+pub mod view;
 
 use std::time::{Duration, Instant};
 

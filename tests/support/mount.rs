@@ -14,8 +14,11 @@ use std::fs::{self, File};
 use std::io::{Read, Seek};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+use super::store::StoreBuilder;
 
 /// Whether the test may go on: true for root. Otherwise says what is skipped; where `DOCKER_FS_TEST_PRIVILEGED` is set, as in CI, skipping
 /// is a failure.
@@ -87,17 +90,46 @@ impl Mounted {
         &self.mountpoint
     }
 
-    /// The process that serves the mount, if it can be told by its command line.
+    /// The process that made the mount and ends it, if there is one.
     pub fn daemon(&self) -> Option<u32> {
-        fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
-            let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
-            let line = fs::read(entry.path().join("cmdline")).ok()?;
-            let mut words = line.split(|byte| *byte == 0);
-            let program = Path::new(OsStr::from_bytes(words.next()?));
-            let ours = program.file_name() == Some(OsStr::new("docker-fs"));
-            (ours && words.any(|word| word == self.mountpoint.as_os_str().as_bytes())).then_some(pid)
-        })
+        keeper(&self.mountpoint)
     }
+
+    /// The process that reads the store and answers the kernel, if there is one.
+    pub fn server(&self) -> Option<u32> {
+        server(&self.mountpoint)
+    }
+}
+
+/// The process of docker-fs that made the mount at a path and ends it; told by its command line.
+pub fn keeper(mountpoint: &Path) -> Option<u32> {
+    let all = processes(mountpoint);
+    all.iter().copied().find(|pid| parent(*pid).is_none_or(|parent| !all.contains(&parent)))
+}
+
+/// The process of docker-fs that answers for the mount at a path: the keeper's child.
+pub fn server(mountpoint: &Path) -> Option<u32> {
+    let all = processes(mountpoint);
+    all.iter().copied().find(|pid| parent(*pid).is_some_and(|parent| all.contains(&parent)))
+}
+
+fn processes(mountpoint: &Path) -> Vec<u32> {
+    let all = fs::read_dir("/proc").expect("list processes").flatten();
+    let ours = all.filter_map(|entry| {
+        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+        let line = fs::read(entry.path().join("cmdline")).ok()?;
+        let mut words = line.split(|byte| *byte == 0);
+        let program = Path::new(OsStr::from_bytes(words.next()?));
+        let ours = program.file_name() == Some(OsStr::new("docker-fs"));
+        (ours && words.any(|word| word == mountpoint.as_os_str().as_bytes())).then_some(pid)
+    });
+    ours.collect()
+}
+
+fn parent(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in brackets may hold anything.
+    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
 }
 
 impl Drop for Mounted {
@@ -167,6 +199,19 @@ impl KernelOverlay {
     /// be. (Laid under it, it would make the layer's own redirects and opaque marks count, which the bottom layer's do not.) The
     /// attributes of the root are then the empty directory's.
     pub fn new(layers: &[PathBuf], options: &OverlayOptions) -> Result<Self, Errno> {
+        Self::with(layers, options, MountAttrFlags::MOUNT_ATTR_RDONLY)
+    }
+
+    /// The same, mounted as docker-fs mounts: without setuid and devices.
+    pub fn restricted(layers: &[PathBuf]) -> Result<Self, Errno> {
+        let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+            | MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOATIME;
+        Self::with(layers, &OverlayOptions::default(), attributes)
+    }
+
+    fn with(layers: &[PathBuf], options: &OverlayOptions, attributes: MountAttrFlags) -> Result<Self, Errno> {
         let empty = (layers.len() == 1 && options.upper.is_none()).then(|| super::scratch("empty"));
         let mut paths: Vec<&Path> = empty.iter().map(tempfile::TempDir::path).collect();
         paths.extend(layers.iter().map(PathBuf::as_path));
@@ -195,7 +240,7 @@ impl KernelOverlay {
         }
         fsconfig_set_flag(&fs, "ro")?;
         fsconfig_create(&fs)?;
-        let root = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)?;
+        let root = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
         Ok(Self { root, _empty: empty })
     }
 
@@ -203,4 +248,25 @@ impl KernelOverlay {
     pub fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.root.as_raw_fd()))
     }
+}
+
+/// A shell's words that take a device that others may open, in a mount namespace of its own, which ends all that is
+/// mounted there, and give the store and the mount point of [`for_other_users`] to user 65534.
+pub const FOR_OTHER_USERS: &str = "mkdir d && mount -t tmpfs -o dev none d && mknod -m 666 d/fuse c 10 229 \
+                                   && mount --bind d/fuse /dev/fuse && chown -R 65534:65534 store m";
+
+/// A directory that others can reach, with the program `docker-fs`, a `store` with the image `good:1`, in which `hello` says
+/// good, and an empty directory `m`.
+pub fn for_other_users() -> tempfile::TempDir {
+    let open = tempfile::Builder::new().prefix("docker-fs-").tempdir_in("/tmp").unwrap();
+    fs::set_permissions(open.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::copy(env!("CARGO_BIN_EXE_docker-fs"), open.path().join("docker-fs")).unwrap();
+    let mut store = StoreBuilder::new(open.path().join("store"));
+    let layers = store.chain(1);
+    fs::write(layers[0].diff_dir().join("hello"), "good\n").unwrap();
+    let image = store.image(&layers);
+    store.tag("good:1", &image);
+    store.finish();
+    fs::create_dir(open.path().join("m")).unwrap();
+    open
 }

@@ -21,6 +21,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use super::random::Dice;
+use super::store::StoreBuilder;
+
 /// Which xattrs rule a stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Marks {
@@ -272,6 +275,18 @@ impl Stack {
         undone
     }
 
+    /// Makes a store with the stack as the image `t:1`; answers its root and the layers' directories, top first.
+    pub fn store(&self, root: PathBuf) -> (PathBuf, Vec<PathBuf>) {
+        let mut store = StoreBuilder::new(root);
+        let layers = store.chain(self.layers.len());
+        let image = store.image(&layers);
+        store.tag("t:1", &image);
+        let directories: Vec<PathBuf> = layers.iter().rev().map(|layer| layer.diff_dir()).collect();
+        let undone = self.apply(&directories);
+        assert!(undone.is_empty(), "{undone:#?}");
+        (store.finish(), directories)
+    }
+
     /// Whether a layer has a file of attributes with this name, in whatever directory.
     pub fn has_metacopy_named(&self, name: &[u8]) -> bool {
         let last = |op: &Op| op.path.rsplit(|byte| *byte == b'/').next() == Some(name);
@@ -476,32 +491,6 @@ pub fn random(seed: u64, marks: Marks) -> Stack {
     generator.with_redirects = generator.dice.one_in(2);
     let layers = (0..count).map(|_| generator.layer()).collect();
     Stack { marks, layers }
-}
-
-/// A small generator of pseudo-random numbers (splitmix64).
-#[derive(Clone, Debug)]
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        usize::try_from(self.next() % end as u64).unwrap_or_default()
-    }
-
-    fn one_in(&mut self, count: usize) -> bool {
-        self.below(count) == 0
-    }
-
-    fn of<T: Clone>(&mut self, choices: &[T]) -> T {
-        choices[self.below(choices.len())].clone()
-    }
 }
 
 /// The few names of a stack: plain ones, and one or two odd ones.

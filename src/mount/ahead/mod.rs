@@ -19,6 +19,7 @@ use std::thread;
 use fuser::{INodeNo, Notifier};
 use parking_lot::{Condvar, Mutex};
 
+use super::counters::Tally;
 use super::inodes::{Held, Inodes, Key};
 use super::listings::{Listed, Listing, Listings};
 use crate::error::{Error, Result};
@@ -44,6 +45,7 @@ struct Shared {
     /// Held for single look-ups and changes only, never while anything is read.
     state: Mutex<State>,
     more: Condvar,
+    tally: Arc<Tally>,
 }
 
 #[derive(Debug)]
@@ -55,9 +57,10 @@ struct State {
 
 impl Ahead {
     /// Reads ahead into these listings, and what it reads of files into the kernel's page cache.
-    pub(super) fn new(inodes: Arc<Inodes>, listings: Arc<Listings>, kernel: Kernel) -> Self {
-        let state = State { walks: Walks::new(), are_running: false, is_over: false };
-        Self(Arc::new(Shared { inodes, listings, kernel, state: Mutex::new(state), more: Condvar::new() }))
+    pub(super) fn new(inodes: Arc<Inodes>, listings: Arc<Listings>, kernel: Kernel, tally: Arc<Tally>) -> Self {
+        let walks = Walks::new(Arc::clone(&tally));
+        let state = Mutex::new(State { walks, are_running: false, is_over: false });
+        Self(Arc::new(Shared { inodes, listings, kernel, state, more: Condvar::new(), tally }))
     }
 
     /// Notes that the listing of a directory was asked for, from its start.
@@ -173,6 +176,8 @@ impl Shared {
         if file.read_at(into, 0).map_err(Error::io(doing))? == size {
             let number = INodeNo(self.inodes.number_of(entry.held.key()));
             kernel.store(number, 0, into).map_err(Error::io(doing))?;
+            self.tally.files_ahead.one();
+            self.tally.bytes_ahead.add(size);
         }
         Ok(is_cold)
     }
@@ -235,7 +240,7 @@ mod tests {
         let root = Dir::of(["a", "b", "c", "panics", "z"].map(dir)).entry().node;
         let inodes = Arc::new(Inodes::new(root));
         let listings = Arc::new(Listings::default());
-        let ahead = Ahead::new(Arc::clone(&inodes), Arc::clone(&listings), Kernel::default());
+        let ahead = Ahead::new(Arc::clone(&inodes), Arc::clone(&listings), Kernel::default(), Arc::default());
         let ask = |dir: &Held| {
             let listing = listings.keep(dir.key(), fake::listing_of(dir));
             ahead.was_asked(Key::root(), dir.key(), &listing);

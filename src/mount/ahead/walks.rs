@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 
 use crate::meta::Kind;
+use crate::mount::counters::Tally;
 use crate::mount::inodes::{Held, Key};
 use crate::mount::listings::{Listed, Listing};
 use crate::mount::passthrough::SMALLEST;
@@ -53,6 +54,7 @@ pub(super) struct Walks {
     coming: HashMap<Key, (WalkId, Place, Stage)>,
     /// Directories that were asked for.
     asked: LruCache<Key, Asked>,
+    tally: Arc<Tally>,
 }
 
 #[derive(Debug)]
@@ -116,8 +118,9 @@ pub(super) fn is_small(entry: &Listed) -> bool {
 }
 
 impl Walks {
-    pub(super) fn new() -> Self {
-        Self { walks: LruCache::new(WALKS_MAX), next: 0, coming: HashMap::new(), asked: LruCache::new(ASKED_MAX) }
+    pub(super) fn new(tally: Arc<Tally>) -> Self {
+        let (walks, asked) = (LruCache::new(WALKS_MAX), LruCache::new(ASKED_MAX));
+        Self { walks, next: 0, coming: HashMap::new(), asked, tally }
     }
 
     /// Notes that the listing of a directory was asked for; `above` is the kept listing of the directory that holds it.
@@ -125,6 +128,7 @@ impl Walks {
     pub(super) fn was_asked(&mut self, parent: Key, dir: Key, listing: &Listing, above: Option<Arc<Listing>>) -> bool {
         let place = match self.place_of(parent, dir, above) {
             Some((walk, place, Stage::Listed(entries))) => {
+                self.tally.directories_used.one();
                 if let Some(walk) = self.walks.get_mut(&walk) {
                     walk.directories = walk.directories.saturating_sub(1);
                     walk.entries = walk.entries.saturating_sub(entries);
@@ -285,6 +289,7 @@ impl Walks {
             (Some((_, place, stage)), Some(listing)) => {
                 let entries = listing.entries().len().max(1);
                 *stage = Stage::Listed(entries);
+                self.tally.directories_ahead.one();
                 walk.entries = walk.entries.saturating_add(entries);
                 let place = place.clone();
                 self.add(id, &place, listing, 0);
@@ -336,7 +341,7 @@ mod tests {
 
     impl Scene {
         fn of(tree: Entry) -> Self {
-            let mut scene = Self { walks: Walks::new(), by_path: BTreeMap::new(), paths: HashMap::new() };
+            let mut scene = Self { walks: Walks::new(Arc::default()), by_path: BTreeMap::new(), paths: HashMap::new() };
             scene.know("", Key::root(), &fake::top(tree));
             scene
         }

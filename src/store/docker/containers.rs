@@ -1,20 +1,21 @@
 //! `layerdb/mounts` and `containers`: the containers' own layers.
 
 use std::collections::BTreeSet;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde::Deserialize;
 
-use super::{JSON_MAX, ids, layerdb, path, sound_ids};
+use super::{JSON_MAX, ids, layerdb, path, sound_ids, unread};
 use crate::digest::{CacheId, ChainId, ContainerId, ImageId};
 use crate::error::{Error, Result};
 use crate::meta::{Kind, Meta, Timestamp};
 use crate::name::TreePath;
 use crate::root::Root;
 use crate::store::driver::Driver;
-use crate::store::{Catalogue, Container, Damage, LAYERS_MAX, Stamp};
+use crate::store::{Catalogue, Container, Damage, LAYERS_MAX, List, Stamp};
 
 pub(super) const MOUNTS: &str = "layerdb/mounts";
 /// The files of an entry there.
@@ -32,14 +33,33 @@ struct Config {
     driver: Option<String>,
     #[serde(default)]
     image: Option<String>,
+    #[serde(default)]
+    state: Option<State>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct State {
+    /// Set before the engine removes the container's layers, and only then.
+    #[serde(default)]
+    dead: bool,
+}
+
+/// A folder, known by the number of the inode at its name, which is not its own where a mount lies upon it.
+#[derive(Debug, Clone)]
+struct Folder {
+    inode: u64,
+    root: Arc<Root>,
 }
 
 /// The folder of containers, which the engine makes with the first one.
 #[derive(Debug)]
 pub(super) struct Containers {
     data_root: Root,
-    /// Guards the folder, and its inode's number, once it was found; held only to copy or set it.
-    folder: Mutex<Option<(u64, Arc<Root>)>>,
+    /// The one that was there when the store was opened.
+    first: Option<Folder>,
+    /// Guards one that came later; held only to copy or set it.
+    later: Mutex<Option<Folder>>,
     /// Guards the stamps of all containers and when they were taken; held only to copy or set them.
     stamps: Mutex<Option<(Instant, Vec<Stamp>)>>,
 }
@@ -49,8 +69,17 @@ impl Containers {
     /// thousands asks for all of them again for each entry.
     const TRUSTED: Duration = Duration::from_millis(50);
 
-    pub(super) fn new(data_root: Root) -> Self {
-        Self { data_root, folder: Mutex::new(None), stamps: Mutex::new(None) }
+    /// Looks for the folder.
+    ///
+    /// # Errors
+    /// Transient ones. Others are found when the containers are read.
+    pub(super) fn new(data_root: Root) -> Result<Self> {
+        let mut containers = Self { data_root, first: None, later: Mutex::new(None), stamps: Mutex::new(None) };
+        match containers.find() {
+            Err(error) if error.is_transient() => return Err(error),
+            found => containers.first = found.ok().flatten(),
+        }
+        Ok(containers)
     }
 
     /// The folder; `None` where there is none yet.
@@ -58,19 +87,57 @@ impl Containers {
     /// # Errors
     /// Also where something else has its name.
     pub(super) fn folder(&self) -> Result<Option<Arc<Root>>> {
+        Ok(self.find()?.map(|folder| folder.root))
+    }
+
+    fn find(&self) -> Result<Option<Folder>> {
         let name = path(FOLDER);
         let Some(found) = self.data_root.stat(&name)? else { return Ok(None) };
-        let known = self.folder.lock().clone();
-        if let Some((_, folder)) = known.filter(|(inode, _)| *inode == found.inode) {
-            return Ok(Some(folder));
+        let later = self.later.lock().clone();
+        if let Some(known) = self.first.iter().chain(&later).find(|known| known.inode == found.inode) {
+            return Ok(Some(known.clone()));
         }
         if !found.is_dir() && found.kind != Kind::Symlink {
             return Err(Error::damaged(self.data_root.shown(&name), "not a directory"));
         }
-        let folder = Arc::new(self.data_root.sub(&name)?);
-        let inode = folder.meta()?.inode;
-        *self.folder.lock() = Some((inode, Arc::clone(&folder)));
+        let folder = Folder { inode: found.inode, root: Arc::new(self.data_root.sub(&name)?) };
+        *self.later.lock() = Some(folder.clone());
         Ok(Some(folder))
+    }
+
+    /// The directory below which all of it is read: the data root while there is no folder, since the folder will be there.
+    pub(super) fn foothold(&self) -> BorrowedFd<'_> {
+        self.first.as_ref().map_or(&self.data_root, |folder| &folder.root).reading_fd()
+    }
+
+    /// Whether all of it is read through private clones.
+    pub(super) fn is_private(&self) -> bool {
+        self.data_root.is_private() && self.first.as_ref().is_none_or(|folder| folder.root.is_private())
+    }
+
+    /// Lets go of where the folder was found.
+    pub(super) fn let_go(&self) {
+        self.data_root.let_go();
+        if let Some(folder) = &self.first {
+            folder.root.let_go();
+        }
+    }
+
+    /// Calls for the folder and each container's directory, or, as long as there is no folder, for the data root.
+    ///
+    /// # Errors
+    /// Where it cannot be told which directories there are.
+    pub(super) fn watched(&self, each: &mut dyn FnMut(&Root, &TreePath)) -> Result<()> {
+        let top = TreePath::root();
+        let Ok(Some(all)) = self.folder() else {
+            each(&self.data_root, &top);
+            return Ok(());
+        };
+        each(&all, &top);
+        for id in ids(&all, &top, ContainerId::from_hex)? {
+            each(&all, &path(&id.hex()));
+        }
+        Ok(())
     }
 
     /// What tells of every change of a container: a rename within its directory replaces its config.
@@ -116,17 +183,17 @@ pub(super) fn read(
     driver: &dyn Driver,
     catalogue: &mut Catalogue,
 ) -> Result<()> {
-    let mounted = sound_ids(image, &path(MOUNTS), ContainerId::from_hex, &mut catalogue.damage)?;
+    let mounted = sound_ids(image, &path(MOUNTS), ContainerId::from_hex, List::Containers, catalogue)?;
     let mounted: BTreeSet<_> = mounted.into_iter().collect();
     let all = match containers.folder() {
         Ok(all) => all,
         Err(error) => {
-            catalogue.damage.push(Damage::from_error(&containers.data_root, &path(FOLDER), error)?);
+            unread(catalogue, List::Containers, Damage::from_error(&containers.data_root, &path(FOLDER), error)?);
             None
         }
     };
     let configured = match &all {
-        Some(all) => sound_ids(all, &TreePath::root(), ContainerId::from_hex, &mut catalogue.damage)?,
+        Some(all) => sound_ids(all, &TreePath::root(), ContainerId::from_hex, List::Containers, catalogue)?,
         None => Vec::new(),
     };
     let configured: BTreeSet<_> = configured.into_iter().collect();
@@ -144,10 +211,14 @@ pub(super) fn read(
         };
         let file = config_of(id);
         let mut wrong = Vec::new();
+        let mut is_dead = false;
         match all.as_ref().map_or(Ok(None), |all| config(all, &file)) {
             // A container of another driver: its layers are not in this store.
             Ok(Some((config, _))) if config.driver.as_deref().is_some_and(|name| name != driver.name()) => continue,
-            Ok(Some((config, meta))) => fill(config, meta, &mut container),
+            Ok(Some((config, meta))) => {
+                is_dead = config.state.as_ref().is_some_and(|state| state.dead);
+                fill(config, meta, &mut container);
+            }
             Ok(None) if mounted.contains(id) => {
                 let shown = containers.data_root.shown(&path(FOLDER).join_path(&file));
                 wrong.push(Damage::of(shown, "missing"));
@@ -162,7 +233,11 @@ pub(super) fn read(
         if let Err(error) = layers(image, driver, catalogue, &mut container) {
             wrong.push(Damage::from_error(image, &mount_of(id), error)?);
         }
-        container.damage = wrong.iter().map(|damage| format!("{}: {}", damage.what, damage.why)).collect();
+        if is_dead && !wrong.is_empty() {
+            // It is being removed, which is no damage.
+            continue;
+        }
+        container.damage = wrong.iter().map(ToString::to_string).collect();
         catalogue.damage.extend(wrong);
         if let Some(top) = container.parent
             && let Err(error) = catalogue.stack(&top)
@@ -192,10 +267,10 @@ fn unlisted(catalogue: &Catalogue, top: ChainId) -> Option<ChainId> {
 }
 
 fn config(all: &Root, file: &TreePath) -> Result<Option<(Config, Meta)>> {
-    let Some(content) = all.read(file, JSON_MAX)? else { return Ok(None) };
+    let Some((content, meta)) = all.read(file, JSON_MAX)? else { return Ok(None) };
     let config = serde_json::from_slice(&content)
         .map_err(|error| Error::damaged(all.shown(file), format!("no container config: {error}")))?;
-    Ok(all.stat(file)?.map(|meta| (config, meta)))
+    Ok(Some((config, meta)))
 }
 
 fn fill(config: Config, meta: Meta, container: &mut Container) {

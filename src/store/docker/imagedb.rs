@@ -7,14 +7,14 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 
-use super::{JSON_MAX, blame, in_parallel, layerdb, path, repositories, sound_ids};
+use super::{JSON_MAX, blame, ids, in_parallel, layerdb, path, repositories, sound_ids};
 use crate::digest::{ChainId, DiffId, ImageId};
 use crate::error::{Error, Result};
 use crate::meta::Timestamp;
 use crate::name::{Name, TreePath};
 use crate::reference::Reference;
 use crate::root::{Folder, Root};
-use crate::store::{Catalogue, Damage, Image, ImageLayer, LAYERS_MAX, LayerRecord, Stamp, Standing, Step};
+use crate::store::{Catalogue, Damage, Image, ImageLayer, LAYERS_MAX, LayerRecord, List, Stamp, Standing, Step};
 
 pub(super) const CONTENT: &str = "imagedb/content/sha256";
 pub(super) const METADATA: &str = "imagedb/metadata/sha256";
@@ -134,7 +134,7 @@ pub(super) fn read(
     known: Option<&Catalogue>,
     catalogue: &mut Catalogue,
 ) -> Result<()> {
-    let stored = sound_ids(image, &path(CONTENT), ImageId::from_hex, &mut catalogue.damage)?;
+    let stored = sound_ids(image, &path(CONTENT), ImageId::from_hex, List::Images, catalogue)?;
     let stored: BTreeSet<ImageId> = stored.into_iter().collect();
     if references.is_none() && !stored.is_empty() {
         catalogue.damage.push(Damage::of(image.shown(&path(repositories::FILE)), "missing, so no image has a name"));
@@ -219,7 +219,10 @@ pub(super) fn parent_of(id: &ImageId) -> TreePath {
 /// Transient ones.
 fn parents(image: &Root, all: &[ImageId], damage: &mut Vec<Damage>) -> Result<BTreeSet<ImageId>> {
     // Most images have no entry: one listing spares looking for each of them.
-    let described = sound_ids(image, &path(METADATA), ImageId::from_hex, damage)?;
+    let described = ids(image, &path(METADATA), ImageId::from_hex).or_else(|error| {
+        damage.push(Damage::from_error(image, &path(METADATA), error)?);
+        Ok(Vec::new())
+    })?;
     let described: BTreeSet<ImageId> = described.into_iter().collect();
     let described: Vec<&ImageId> = all.iter().filter(|id| described.contains(id)).collect();
     if described.is_empty() {
@@ -246,7 +249,8 @@ fn parents(image: &Root, all: &[ImageId], damage: &mut Vec<Damage>) -> Result<BT
 
 /// An image's config, byte for byte.
 pub(super) fn config(image: &Root, id: &ImageId) -> Result<Vec<u8>> {
-    let config = image.read(&content_of(id), JSON_MAX)?.ok_or_else(|| Error::Stale { what: format!("image {id}") })?;
+    let (config, _) =
+        image.read(&content_of(id), JSON_MAX)?.ok_or_else(|| Error::Stale { what: format!("image {id}") })?;
     verified(image, id, config)
 }
 

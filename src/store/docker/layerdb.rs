@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::name::{Name, TreePath};
 use crate::root::{Folder, Root};
 use crate::store::driver::Driver;
-use crate::store::{Catalogue, Damage, LayerRecord, Stamp};
+use crate::store::{Catalogue, Damage, LayerRecord, List, Stamp};
 
 pub(super) const LAYERS: &str = "layerdb/sha256";
 /// The files of an entry that are read.
@@ -31,7 +31,7 @@ impl Reader<'_> {
     /// Reads all layers. One that is damaged is listed with what is wrong, and is in the catalogue's damage.
     pub(super) fn read(&self, known: Option<&Catalogue>, catalogue: &mut Catalogue) -> Result<()> {
         let folder = path(LAYERS);
-        let chains = sound_ids(self.image, &folder, ChainId::from_hex, &mut catalogue.damage)?;
+        let chains = sound_ids(self.image, &folder, ChainId::from_hex, List::Layers, catalogue)?;
         if chains.is_empty() {
             return Ok(());
         }
@@ -80,7 +80,7 @@ impl Reader<'_> {
             Err(error) => Err(error),
         };
         let damage = outcome.err().map(|error| Damage::from_error(self.image, &entry_of(chain), error)).transpose()?;
-        record.damage = damage.as_ref().map(|damage| format!("{}: {}", damage.what, damage.why));
+        record.damage = damage.as_ref().map(ToString::to_string);
         Ok(Some((Arc::new(record), damage)))
     }
 }

@@ -22,13 +22,14 @@ mod looks;
 mod repositories;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
 use super::driver::{DRIVERS, Driver};
-use super::{Catalogue, Damage, Generation, LayerRecord, Options, Stamp, Store};
+use super::{Catalogue, Damage, Generation, LayerRecord, List, Options, Stamp, Store};
 use crate::digest::{CacheId, ChainId, ContainerId, ImageId};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
@@ -101,11 +102,12 @@ pub fn open(data_root: Root, options: &Options) -> Result<Option<Box<dyn Store>>
         what: image.shown(&path(other)),
         why: format!("images of the graph driver {other:?} are not shown"),
         images: BTreeSet::new(),
+        is_unreadable: false,
     });
     let skipped = skipped.collect();
     let image = Arc::new(image.sub(&path(name))?);
     let driver: Arc<dyn Driver> = opener(&data_root, options)?.into();
-    let containers = Arc::new(Containers::new(data_root));
+    let containers = Arc::new(Containers::new(data_root)?);
     let place = Place { image: Arc::clone(&image), containers: Arc::clone(&containers), driver: Arc::clone(&driver) };
     let looks = Looks::new(place);
     Ok(Some(Box::new(Docker { image, containers, driver, skipped, looks, noticed: Mutex::default() })))
@@ -133,12 +135,19 @@ fn sound_ids<T>(
     root: &Root,
     dir: &TreePath,
     parse: impl Fn(&str) -> Option<T>,
-    damage: &mut Vec<Damage>,
+    list: List,
+    catalogue: &mut Catalogue,
 ) -> Result<Vec<T>> {
     ids(root, dir, parse).or_else(|error| {
-        damage.push(Damage::from_error(root, dir, error)?);
+        unread(catalogue, list, Damage::from_error(root, dir, error)?);
         Ok(Vec::new())
     })
+}
+
+/// Notes that a list could not be read.
+fn unread(catalogue: &mut Catalogue, list: List, damage: Damage) {
+    catalogue.unread.insert(list, damage.to_string());
+    catalogue.damage.push(damage);
 }
 
 /// The state of a file or directory, as far as it can be told: what is wrong with it is found when it is read.
@@ -190,7 +199,7 @@ impl Damage {
             why.truncate(why.floor_char_boundary(WHY_MAX));
             why.push('…');
         }
-        Self { what, why, images: BTreeSet::new() }
+        Self { what, why, images: BTreeSet::new(), is_unreadable: false }
     }
 
     /// What an error says of an object of the store.
@@ -201,14 +210,16 @@ impl Damage {
         if error.is_transient() {
             return Err(error);
         }
-        Ok(match error {
+        let is_unreadable = matches!(&error, Error::Io { source, .. } if source.kind() != std::io::ErrorKind::NotFound);
+        let damage = match error {
             Error::Damaged { what, why } => Self::of(what, why),
             other @ (Error::Io { .. }
             | Error::Refused { .. }
             | Error::Stale { .. }
             | Error::Unsupported { .. }
             | Error::NotFound { .. }) => Self::of(root.shown(object), other.to_string()),
-        })
+        };
+        Ok(Self { is_unreadable, ..damage })
     }
 }
 
@@ -229,6 +240,14 @@ impl Store for Docker {
         }
         stamps.extend(self.containers.stamps()?);
         Ok(Generation::of(stamps))
+    }
+
+    fn watched(&self, each: &mut dyn FnMut(&Root, &TreePath)) -> Result<()> {
+        each(&self.image, &TreePath::root());
+        for dir in [imagedb::CONTENT, imagedb::METADATA, layerdb::LAYERS, containers::MOUNTS] {
+            each(&self.image, &path(dir));
+        }
+        self.containers.watched(each)
     }
 
     fn is_labelled(&self) -> bool {
@@ -255,11 +274,10 @@ impl Store for Docker {
     fn catalogue(&self, known: Option<&Catalogue>) -> Result<Catalogue> {
         let looks = self.looks.over();
         let begun = self.looks.begin_reading();
-        let mut catalogue = Catalogue { damage: self.skipped.clone(), looks, ..Catalogue::default() };
-        let references = repositories::read(&self.image, &mut catalogue.damage)?;
-        if let Some(meta) = self.image.stat(&path(repositories::FILE)).ok().flatten() {
-            catalogue.changed = meta.modified;
-        }
+        // Where the references cannot be read, the time is that of what was known before.
+        let changed = known.map_or_else(|| self.image.meta().map(|meta| meta.modified), |known| Ok(known.changed))?;
+        let mut catalogue = Catalogue { damage: self.skipped.clone(), looks, changed, ..Catalogue::default() };
+        let references = repositories::read(&self.image, &mut catalogue)?;
         let reader = layerdb::Reader { image: &self.image, driver: self.driver.as_ref(), looks: &self.looks };
         reader.read(known, &mut catalogue)?;
         imagedb::read(&self.image, references, known, &mut catalogue)?;
@@ -280,7 +298,9 @@ impl Store for Docker {
     fn container_config(&self, id: &ContainerId) -> Result<Vec<u8>> {
         let what = || format!("container {id}");
         let all = self.containers.folder()?.ok_or_else(|| Error::Stale { what: what() })?;
-        all.read(&containers::config_of(id), JSON_MAX)?.ok_or_else(|| Error::Stale { what: what() })
+        let (config, _) =
+            all.read(&containers::config_of(id), JSON_MAX)?.ok_or_else(|| Error::Stale { what: what() })?;
+        Ok(config)
     }
 
     fn layer(&self, id: &CacheId) -> Result<Layer> {
@@ -305,6 +325,20 @@ impl Store for Docker {
 
     fn space(&self) -> Result<Space> {
         self.driver.space()
+    }
+
+    fn footholds(&self) -> Vec<BorrowedFd<'_>> {
+        vec![self.image.reading_fd(), self.driver.root().reading_fd(), self.containers.foothold()]
+    }
+
+    fn is_private(&self) -> bool {
+        self.image.is_private() && self.driver.root().is_private() && self.containers.is_private()
+    }
+
+    fn let_go(&self) {
+        self.image.let_go();
+        self.containers.let_go();
+        self.driver.root().let_go();
     }
 }
 

@@ -11,12 +11,12 @@ use std::fmt;
 
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::{JSON_MAX, path};
+use super::{JSON_MAX, path, unread};
 use crate::digest::ImageId;
 use crate::error::Result;
 use crate::reference::Reference;
 use crate::root::Root;
-use crate::store::Damage;
+use crate::store::{Catalogue, Damage, List};
 
 pub(super) const FILE: &str = "repositories.json";
 /// As many wrong entries are told one by one.
@@ -26,35 +26,46 @@ const WRONG_MAX: usize = 100;
 ///
 /// # Errors
 /// Transient ones: then the references are unknown, which is not none.
-pub(super) fn read(image: &Root, damage: &mut Vec<Damage>) -> Result<Option<BTreeMap<Reference, ImageId>>> {
+pub(super) fn read(image: &Root, catalogue: &mut Catalogue) -> Result<Option<BTreeMap<Reference, ImageId>>> {
     let file = path(FILE);
     let content = match image.read(&file, JSON_MAX) {
-        Ok(Some(content)) => content,
+        Ok(Some((content, meta))) => {
+            catalogue.changed = meta.modified;
+            content
+        }
         Ok(None) => return Ok(None),
         Err(error) => {
-            damage.push(Damage::from_error(image, &file, error)?);
+            unread(catalogue, List::References, Damage::from_error(image, &file, error)?);
             return Ok(Some(BTreeMap::new()));
         }
     };
-    let (references, wrong) = parse(&content);
-    damage.extend(wrong.into_iter().map(|why| Damage::of(image.shown(&file), why)));
-    Ok(Some(references))
+    let damage = |why| Damage::of(image.shown(&file), why);
+    match parse(&content) {
+        Ok((references, wrong)) => {
+            catalogue.damage.extend(wrong.into_iter().map(damage));
+            Ok(Some(references))
+        }
+        Err(why) => {
+            unread(catalogue, List::References, damage(why));
+            Ok(Some(BTreeMap::new()))
+        }
+    }
 }
 
-/// What a document says, and what is wrong with it. A document that is not whole says nothing.
-fn parse(content: &[u8]) -> (BTreeMap<Reference, ImageId>, Vec<String>) {
+/// What a document says, and what is wrong with it; only what is wrong where it is not whole, since it says nothing then.
+fn parse(content: &[u8]) -> std::result::Result<(BTreeMap<Reference, ImageId>, Vec<String>), String> {
     let mut found = Found::default();
     // As the engine reads it: bytes that are no UTF-8 spoil the name that they stand in, and no other.
     let text = String::from_utf8_lossy(content);
     let mut document = serde_json::Deserializer::from_str(&text);
     let part = Part { level: Level::Document, found: &mut found };
     if let Err(error) = part.deserialize(&mut document).and_then(|()| document.end()) {
-        return (BTreeMap::new(), vec![format!("not the list of references: {error}")]);
+        return Err(format!("not the list of references: {error}"));
     }
     if found.untold > 0 {
         found.wrong.push(format!("{} more of its entries are wrong", found.untold));
     }
-    (found.references, found.wrong)
+    Ok((found.references, found.wrong))
 }
 
 #[derive(Default)]
@@ -240,8 +251,10 @@ mod tests {
     use super::*;
 
     fn names(content: &str) -> (Vec<String>, usize) {
-        let (references, wrong) = parse(content.as_bytes());
-        (references.keys().map(ToString::to_string).collect(), wrong.len())
+        match parse(content.as_bytes()) {
+            Ok((references, wrong)) => (references.keys().map(ToString::to_string).collect(), wrong.len()),
+            Err(_) => (Vec::new(), 1),
+        }
     }
 
     #[test]
@@ -280,7 +293,7 @@ mod tests {
     #[test]
     fn of_many_wrong_entries_the_rest_is_counted() {
         let entries: Vec<String> = (0..1_000).map(|n| format!("\"{n}!\":1")).collect();
-        let (_, wrong) = parse(format!("{{\"Repositories\":{{\"a\":{{{}}}}}}}", entries.join(",")).as_bytes());
+        let (_, wrong) = parse(format!("{{\"Repositories\":{{\"a\":{{{}}}}}}}", entries.join(",")).as_bytes()).unwrap();
         assert_eq!(wrong.len(), WRONG_MAX + 1);
         assert_eq!(wrong[WRONG_MAX], "900 more of its entries are wrong");
     }

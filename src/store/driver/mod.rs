@@ -54,6 +54,9 @@ pub trait Driver: Debug + Send + Sync {
     /// # Errors
     /// Where it could not be asked.
     fn space(&self) -> Result<Space>;
+
+    /// The folder.
+    fn root(&self) -> &Root;
 }
 
 type Opener = fn(&Root, &Options) -> Result<Box<dyn Driver>>;

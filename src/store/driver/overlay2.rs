@@ -186,4 +186,8 @@ impl Driver for Overlay2 {
     fn space(&self) -> Result<Space> {
         self.root.space()
     }
+
+    fn root(&self) -> &Root {
+        &self.root
+    }
 }

@@ -1,0 +1,188 @@
+//! What the keeper and the server say to each other, by a socket that only they have.
+//!
+//! ```text
+//! server   Ready ─────────────────────── Serving ── … ── (end)
+//! keeper           mount, the device ──                   waitpid, detach
+//! ```
+//!
+//! Instead of the next word, the server may say what went wrong. A word is a packet of its own: a letter, and what it says.
+//! What comes from a server is text for the user and nothing that the keeper acts upon.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::io::retry_on_intr;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
+
+use super::{Exit, Failure};
+
+/// The longest word in bytes; the rest of a longer one is lost.
+const LONGEST: usize = 32 << 10;
+
+/// One end.
+#[derive(Debug)]
+pub(super) struct Link(OwnedFd);
+
+/// What a server says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Word {
+    /// The store was read, and there is nothing left that could be refused; with what the user should know all the same.
+    Ready(Option<String>),
+    /// The tree can be read.
+    Serving,
+    /// It ends, and why.
+    Failed(Failure),
+}
+
+/// Both ends.
+///
+/// # Errors
+/// The system's.
+pub(super) fn pair() -> io::Result<(Link, Link)> {
+    let (one, other) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    Ok((Link(one), Link(other)))
+}
+
+impl Link {
+    /// Says a word.
+    ///
+    /// # Errors
+    /// Where the other is gone.
+    pub(super) fn say(&self, word: &Word) -> io::Result<()> {
+        let mut bytes = word.write();
+        bytes.truncate(LONGEST);
+        self.send(&bytes, &mut SendAncillaryBuffer::default())
+    }
+
+    /// Waits for a word; `None` where the other is gone.
+    ///
+    /// # Errors
+    /// The system's, and `InvalidData` for what is no word.
+    pub(super) fn hear(&self) -> io::Result<Option<Word>> {
+        self.receive(&mut RecvAncillaryBuffer::new(&mut []), RecvFlags::empty())?
+            .map(|bytes| Word::parse(&bytes))
+            .transpose()
+    }
+
+    /// A word that was said already.
+    pub(super) fn last_word(&self) -> Option<Word> {
+        let bytes = self.receive(&mut RecvAncillaryBuffer::new(&mut []), RecvFlags::DONTWAIT).ok().flatten()?;
+        Word::parse(&bytes).ok()
+    }
+
+    /// Gives the other a descriptor.
+    ///
+    /// # Errors
+    /// Where the other is gone.
+    pub(super) fn give(&self, descriptor: impl AsFd) -> io::Result<()> {
+        let descriptors = [descriptor.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(&descriptors));
+        self.send(b"d", &mut control)
+    }
+
+    /// Waits for a descriptor; `None` where the other is gone.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(super) fn take(&self) -> io::Result<Option<OwnedFd>> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        self.receive(&mut control, RecvFlags::CMSG_CLOEXEC)?;
+        Ok(control.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+            _ => None,
+        }))
+    }
+
+    fn send(&self, bytes: &[u8], control: &mut SendAncillaryBuffer<'_, '_, '_>) -> io::Result<()> {
+        retry_on_intr(|| sendmsg(&self.0, &[IoSlice::new(bytes)], control, SendFlags::NOSIGNAL))?;
+        Ok(())
+    }
+
+    /// A packet; `None` at the end.
+    fn receive(&self, control: &mut RecvAncillaryBuffer<'_>, flags: RecvFlags) -> io::Result<Option<Vec<u8>>> {
+        let mut bytes = vec![0; LONGEST];
+        let filled = retry_on_intr(|| recvmsg(&self.0, &mut [IoSliceMut::new(&mut bytes)], control, flags))?.bytes;
+        bytes.truncate(filled);
+        Ok((filled > 0).then_some(bytes))
+    }
+}
+
+impl Word {
+    fn write(&self) -> Vec<u8> {
+        match self {
+            Self::Ready(None) => b"r".to_vec(),
+            Self::Ready(Some(trouble)) => [b"t", trouble.as_bytes()].concat(),
+            Self::Serving => b"s".to_vec(),
+            Self::Failed(failure) => [b"f", &[failure.exit.code()][..], failure.message.as_bytes()].concat(),
+        }
+    }
+
+    fn parse(bytes: &[u8]) -> io::Result<Self> {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let word = match bytes {
+            b"r" => Some(Self::Ready(None)),
+            b"s" => Some(Self::Serving),
+            [b't', trouble @ ..] => Some(Self::Ready(Some(text(trouble)))),
+            [b'f', code, message @ ..] => {
+                Exit::of(*code).map(|exit| Self::Failed(Failure { exit, message: text(message) }))
+            }
+            _ => None,
+        };
+        word.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a word that is not known"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read, Write};
+
+    use super::*;
+
+    #[test]
+    fn words_and_descriptors_arrive_as_they_were_sent() {
+        let (one, other) = pair().unwrap();
+        let words = [
+            Word::Ready(None),
+            Word::Ready(Some("two\nlines".to_owned())),
+            Word::Serving,
+            Word::Failed(Failure::no_store("none")),
+        ];
+        for word in &words {
+            one.say(word).unwrap();
+        }
+        for word in words {
+            assert_eq!(other.hear().unwrap(), Some(word));
+        }
+        assert_eq!(other.last_word(), None);
+        let (mut reader, writer) = io::pipe().unwrap();
+        one.give(&writer).unwrap();
+        drop(writer);
+        File::from(other.take().unwrap().unwrap()).write_all(b"through").unwrap();
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "through");
+        drop(one);
+        assert_eq!(other.hear().unwrap(), None);
+        assert!(other.take().unwrap().is_none());
+    }
+
+    #[test]
+    fn what_is_no_word_is_told() {
+        let (one, other) = pair().unwrap();
+        for bytes in [&b"x"[..], b"f", b"f\xff", b"rr"] {
+            one.send(bytes, &mut SendAncillaryBuffer::default()).unwrap();
+            assert_eq!(other.hear().unwrap_err().kind(), io::ErrorKind::InvalidData, "{bytes:?}");
+        }
+        let long = Word::Ready(Some("x".repeat(2 * LONGEST)));
+        one.say(&long).unwrap();
+        assert_eq!(other.hear().unwrap(), Some(Word::Ready(Some("x".repeat(LONGEST - 1)))));
+    }
+}
