@@ -130,6 +130,11 @@ pub(crate) fn system_words(error: &io::Error) -> String {
     }
 }
 
+/// A text that steers no terminal: if there is a control character in it, all that is not plain is escaped.
+pub(crate) fn printable(text: String) -> String {
+    if text.contains(char::is_control) { text.escape_debug().to_string() } else { text }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -40,7 +40,7 @@ use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
 use rustix::path::Arg;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, printable};
 use crate::meta::{DeviceNumber, Kind, Meta, Timestamp};
 use crate::name::{Name, TreePath};
 use crate::sys;
@@ -217,8 +217,7 @@ impl Root {
     /// A path below as messages name it; control characters are escaped.
     #[must_use]
     pub fn shown(&self, path: &TreePath) -> String {
-        let text = self.host_path(path).to_string_lossy().into_owned();
-        if text.contains(char::is_control) { text.escape_debug().to_string() } else { text }
+        printable(self.host_path(path).to_string_lossy().into_owned())
     }
 
     /// The directory's own attributes.

@@ -37,7 +37,7 @@ impl Server {
     /// What the server says is wrong, or how it ended without a word.
     fn hear(&mut self) -> Result<Word, Failure> {
         match self.link.hear() {
-            Ok(Some(Word::Failed(failure))) => Err(failure),
+            Ok(Some(Word::Failed(why))) => Err(Failure::failed(why)),
             Ok(Some(word)) => Ok(word),
             Ok(None) => {
                 self.wait(WaitOptions::empty());
@@ -86,7 +86,7 @@ impl Server {
             log::error!("cannot detach the mount: {}", words(&error));
         }
         match (self.link.last_word(), self.end) {
-            (Some(Word::Failed(failure)), _) => Err(failure),
+            (Some(Word::Failed(why)), _) => Err(Failure::failed(why)),
             (_, Some(end)) if end.exit_status() == Some(0) && !left_behind => Ok(()),
             (_, Some(end)) if end.exit_status() == Some(0) => {
                 Err(Failure::failed("the kernel ended the connection to the server, and the mount with it"))

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Instead of the next word, the server may say what went wrong. A word is a packet of its own: a letter, and what it says.
-//! What comes from a server is text for the user and nothing that the keeper acts upon.
+//! What comes from a server is text for the user, of bounded length and without control characters, and nothing that the
+//! keeper acts upon: a server that was taken over can neither steer a terminal nor say how the command is to end.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -18,10 +19,12 @@ use rustix::net::{
     SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 
-use super::{Exit, Failure};
+use crate::error::printable;
 
-/// The longest word in bytes; the rest of a longer one is lost.
-const LONGEST: usize = 32 << 10;
+/// The longest word in bytes, with room for two of the longest paths; the rest of a longer one is lost.
+const LONGEST: usize = 10 << 10;
+/// What stands for the rest of a text that is too long.
+const CUT: char = '…';
 
 /// One end.
 #[derive(Debug)]
@@ -35,7 +38,7 @@ pub(super) enum Word {
     /// The tree can be read.
     Serving,
     /// It ends, and why.
-    Failed(Failure),
+    Failed(String),
 }
 
 /// Both ends.
@@ -120,23 +123,30 @@ impl Word {
             Self::Ready(None) => b"r".to_vec(),
             Self::Ready(Some(trouble)) => [b"t", trouble.as_bytes()].concat(),
             Self::Serving => b"s".to_vec(),
-            Self::Failed(failure) => [b"f", &[failure.exit.code()][..], failure.message.as_bytes()].concat(),
+            Self::Failed(why) => [b"f", why.as_bytes()].concat(),
         }
     }
 
     fn parse(bytes: &[u8]) -> io::Result<Self> {
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let word = match bytes {
             b"r" => Some(Self::Ready(None)),
             b"s" => Some(Self::Serving),
             [b't', trouble @ ..] => Some(Self::Ready(Some(text(trouble)))),
-            [b'f', code, message @ ..] => {
-                Exit::of(*code).map(|exit| Self::Failed(Failure { exit, message: text(message) }))
-            }
+            [b'f', why @ ..] => Some(Self::Failed(text(why))),
             _ => None,
         };
         word.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a word that is not known"))
     }
+}
+
+/// What a server says, for a terminal. Escaped, it may have become longer.
+fn text(bytes: &[u8]) -> String {
+    let mut text = printable(String::from_utf8_lossy(bytes).into_owned());
+    if text.len() > LONGEST {
+        text.truncate(text.floor_char_boundary(LONGEST));
+        text.push(CUT);
+    }
+    text
 }
 
 #[cfg(test)]
@@ -151,9 +161,9 @@ mod tests {
         let (one, other) = pair().unwrap();
         let words = [
             Word::Ready(None),
-            Word::Ready(Some("two\nlines".to_owned())),
+            Word::Ready(Some("one object \"ä\\b\" is damaged".to_owned())),
             Word::Serving,
-            Word::Failed(Failure::no_store("none")),
+            Word::Failed("no more".to_owned()),
         ];
         for word in &words {
             one.say(word).unwrap();
@@ -177,12 +187,29 @@ mod tests {
     #[test]
     fn what_is_no_word_is_told() {
         let (one, other) = pair().unwrap();
-        for bytes in [&b"x"[..], b"f", b"f\xff", b"rr"] {
+        for bytes in [&b"x"[..], b"F", b"rr", b"s\0"] {
             one.send(bytes, &mut SendAncillaryBuffer::default()).unwrap();
             assert_eq!(other.hear().unwrap_err().kind(), io::ErrorKind::InvalidData, "{bytes:?}");
         }
         let long = Word::Ready(Some("x".repeat(2 * LONGEST)));
         one.say(&long).unwrap();
         assert_eq!(other.hear().unwrap(), Some(Word::Ready(Some("x".repeat(LONGEST - 1)))));
+    }
+
+    #[test]
+    fn a_server_cannot_steer_a_terminal_or_say_how_to_end() {
+        let (one, other) = pair().unwrap();
+        let hear = |bytes: &[u8]| {
+            one.send(bytes, &mut SendAncillaryBuffer::default()).unwrap();
+            other.hear().unwrap()
+        };
+        let failed = |why: &str| Some(Word::Failed(why.to_owned()));
+        // No byte of it is an exit code.
+        assert_eq!(hear(b"f\0all is well"), failed("\\0all is well"));
+        assert_eq!(hear(b"f\x04damaged"), failed("\\u{4}damaged"));
+        assert_eq!(hear(b"f\x1b[2J\rgone\n\xff"), failed("\\u{1b}[2J\\rgone\\n\u{fffd}"));
+        assert_eq!(hear(b"t\x1b]0;title\x07"), Some(Word::Ready(Some("\\u{1b}]0;title\\u{7}".to_owned()))));
+        let Some(Word::Failed(why)) = hear(&[&b"f"[..], &[0x1b; LONGEST - 1]].concat()) else { panic!() };
+        assert!(why.len() <= LONGEST + CUT.len_utf8() && why.ends_with(CUT), "{} bytes", why.len());
     }
 }

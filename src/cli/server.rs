@@ -28,10 +28,9 @@ pub(super) fn run(store: Box<dyn Store>, plan: &Plan, link: &Link, keeper: Optio
     match serve(store, plan, link, keeper) {
         Ok(()) => Exit::Done,
         Err(failure) => {
-            let exit = failure.exit;
             // A keeper that is gone need not be told.
-            let _ = link.say(&Word::Failed(failure));
-            exit
+            let _ = link.say(&Word::Failed(failure.message));
+            failure.exit
         }
     }
 }
