@@ -8,6 +8,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
 
 use super::daemon::{Audience, how_it_ended};
@@ -39,20 +40,31 @@ impl Server {
         match self.link.hear() {
             Ok(Some(Word::Failed(why))) => Err(Failure::failed(why)),
             Ok(Some(word)) => Ok(word),
-            Ok(None) => {
-                self.wait(WaitOptions::empty());
-                let how = self.end.map(how_it_ended).unwrap_or_default();
-                Err(Failure::failed(format!("the server ended without a word{how}")))
-            }
+            Ok(None) => Err(self.silence()),
+            Err(error) if is_gone(&error) => Err(self.silence()),
             Err(error) => Err(Failure::failed(format!("cannot hear from the server: {}", words(&error)))),
         }
     }
 
+    /// Why there is nothing to be heard: what the server said last, or how it ended. One that lives all the same, and
+    /// only hung up, is ended.
+    fn silence(&mut self) -> Failure {
+        if let Some(Word::Failed(why)) = self.link.last_word() {
+            return Failure::failed(why);
+        }
+        // How a process ends that is about to is settled before its descriptors are closed.
+        let _ = kill_process(self.pid, Signal::KILL);
+        self.wait(WaitOptions::empty());
+        let how = self.end.map(how_it_ended).unwrap_or_default();
+        Failure::failed(format!("the server ended without a word{how}"))
+    }
+
     /// Has the server answer for the mount whose device this is, and waits until it does.
     fn hand_over(&mut self, device: OwnedFd) -> Result<(), Failure> {
-        self.link
-            .give(&device)
-            .map_err(|error| Failure::failed(format!("cannot reach the server: {}", words(&error))))?;
+        self.link.give(&device).map_err(|error| match is_gone(&error) {
+            true => self.silence(),
+            false => Failure::failed(format!("cannot reach the server: {}", words(&error))),
+        })?;
         // Who else holds it keeps the mount from ending with the server.
         drop(device);
         self.want(|word| matches!(word, Word::Serving).then_some(()))
@@ -103,7 +115,7 @@ impl Server {
             match waitpid(Some(self.pid), options) {
                 Ok(Some((_, end))) => self.end = Some(end),
                 Ok(None) => break,
-                Err(rustix::io::Errno::INTR) => {}
+                Err(Errno::INTR) => {}
                 Err(errno) => {
                     log::error!("cannot wait for the server: {}", words(&errno.into()));
                     break;
@@ -111,6 +123,12 @@ impl Server {
             }
         }
     }
+}
+
+/// Whether the error is that there is nobody at the other end of the link. `ECONNRESET` is told where what was said last was
+/// not heard there.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::PIPE | Errno::CONNRESET))
 }
 
 impl Drop for Server {
@@ -152,4 +170,66 @@ pub(super) fn keep(mut server: Server, plan: &Plan, audience: &mut Audience) -> 
         End::InUse => log::info!("ended, though {} was in use", plan.mount.mount_point.display()),
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::super::link::pair;
+    use super::*;
+
+    /// A server that a shell stands for, with its end of the link.
+    #[allow(clippy::zombie_processes, reason = "the value waits for it by its number")]
+    fn server(script: &str) -> (Server, Link) {
+        let (keepers, servers) = pair().unwrap();
+        let child = Command::new("sh").args(["-c", script]).spawn().unwrap();
+        (Server::new(Pid::from_child(&child), keepers), servers)
+    }
+
+    fn device() -> OwnedFd {
+        super::super::daemon::null().unwrap().into()
+    }
+
+    #[test]
+    fn a_server_that_died_before_it_got_the_device_is_told_of() {
+        for (script, how) in [("kill -9 $$", "signal 9"), ("exit 7", "exit code 7")] {
+            let (mut server, link) = server(script);
+            // Before it hung up, it ended.
+            server.wait(WaitOptions::empty());
+            drop(link);
+            let failure = server.hand_over(device()).unwrap_err();
+            assert_eq!(failure, Failure::failed(format!("the server ended without a word ({how})")));
+        }
+    }
+
+    #[test]
+    fn what_a_server_said_before_it_died_is_told() {
+        let (mut server, link) = server("exit 1");
+        link.say(&Word::Failed("the disk is gone".to_owned())).unwrap();
+        drop(link);
+        assert_eq!(server.hand_over(device()), Err(Failure::failed("the disk is gone")));
+    }
+
+    #[test]
+    fn a_server_that_died_with_the_device_unread_is_told_of() {
+        let (mut server, link) = server("exit 7");
+        server.wait(WaitOptions::empty());
+        server.link.give(device()).unwrap();
+        drop(link);
+        assert_eq!(server.hear(), Err(Failure::failed("the server ended without a word (exit code 7)")));
+
+        let (server, link) = self::server("exit 1");
+        server.link.give(device()).unwrap();
+        link.say(&Word::Failed("the disk is gone".to_owned())).unwrap();
+        drop(link);
+        assert_eq!(server.link.last_word(), Some(Word::Failed("the disk is gone".to_owned())));
+    }
+
+    #[test]
+    fn a_server_that_hung_up_and_lives_is_not_waited_for() {
+        let (mut server, link) = server("exec sleep 1000");
+        drop(link);
+        assert_eq!(server.hear(), Err(Failure::failed("the server ended without a word (signal 9)")));
+    }
 }

@@ -13,7 +13,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::io::retry_on_intr;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
@@ -73,8 +73,13 @@ impl Link {
 
     /// A word that was said already.
     pub(super) fn last_word(&self) -> Option<Word> {
-        let bytes = self.receive(&mut RecvAncillaryBuffer::new(&mut []), RecvFlags::DONTWAIT).ok().flatten()?;
-        Word::parse(&bytes).ok()
+        let look = || self.receive(&mut RecvAncillaryBuffer::new(&mut []), RecvFlags::DONTWAIT);
+        let bytes = match look() {
+            // That the other did not hear all is told once, before what it said.
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::CONNRESET) => look(),
+            answer => answer,
+        };
+        Word::parse(&bytes.ok().flatten()?).ok()
     }
 
     /// Gives the other a descriptor.
