@@ -521,6 +521,46 @@ fn term_and_int_unmount_and_are_success() {
     assert_eq!(mounts_at(mounted.path()), 0);
 }
 
+#[test]
+fn signals_that_were_blocked_or_ignored_before_are_heeded() {
+    if !require_privileges("mounting") {
+        return;
+    }
+    let bench = Bench::new();
+    // As a service manager or a shell that is careless may leave them.
+    let careless = ["--block-signal=TERM", "--block-signal=CHLD", "--ignore-signal=CHLD"];
+    let (socket, path) = notify_socket(&bench);
+    let mut command = Command::new("env");
+    command.args(careless).arg(DOCKER_FS).arg("-f").args([bench.store(), bench.mount_point()]);
+    let mut child = command.env("NOTIFY_SOCKET", path).stdin(Stdio::null()).spawn().unwrap();
+    assert!(message(&socket).starts_with("READY=1\n"));
+    kill(child.id(), Signal::TERM);
+    let ended = support::eventually(|| child.try_wait().unwrap().is_some());
+    let _ = child.kill();
+    assert_eq!((ended, child.wait().unwrap().code()), (true, Some(0)));
+    assert_eq!(mounts_at(&bench.mount_point()), 0);
+
+    let said = run(Command::new("env").args(careless).arg(DOCKER_FS).args([bench.store(), bench.mount_point()]));
+    assert_eq!(said, done());
+    kill(support::mount::keeper(&bench.mount_point()).unwrap(), Signal::TERM);
+    wait_until("ending", || processes_with(&bench.mount_point()) == 0);
+    assert_eq!(mounts_at(&bench.mount_point()), 0);
+}
+
+#[test]
+fn other_users_can_wait_for_the_helper_whatever_was_ignored() {
+    if !require_privileges("becoming another user") {
+        return;
+    }
+    let open = for_other_users();
+    let script = "&& exec setpriv --reuid=65534 --regid=65534 --clear-groups sh -ec '\
+                  env --ignore-signal=CHLD ./docker-fs store m; cat m/merged/good:1/hello; \
+                  env --ignore-signal=CHLD ./docker-fs unmount m; ls m'";
+    let script = format!("{FOR_OTHER_USERS} {script}");
+    let said = run(Command::new("unshare").args(["-m", "sh", "-c", &script]).current_dir(open.path()));
+    assert_eq!(said, Said { stdout: "good\n".to_owned(), ..done() });
+}
+
 /// Starts a mount in the foreground of a terminal, by a shell that does this first.
 fn in_a_terminal(bench: &Bench, first: &str) -> Child {
     let line =

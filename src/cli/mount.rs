@@ -18,7 +18,7 @@ use super::keeper::{self, Server};
 use super::options::Jail;
 use super::source::Surroundings;
 use super::unmount::{canonical, mounts};
-use super::{Exit, Failure, link, logging, mountpoint, overlap, server, source, words};
+use super::{Exit, Failure, link, logging, mountpoint, overlap, server, signals, source, words};
 use crate::jail;
 use crate::mount::{self, Opens};
 use crate::store;
@@ -52,6 +52,7 @@ pub(super) struct Plan {
 /// Why there is no mount, or only a damaged one.
 pub(super) fn run(request: &Mount) -> Result<Exit, Failure> {
     jail::let_go_of_inherited();
+    signals::receive()?;
     let log_file = request.options.log_file.as_deref();
     logging::start(request.level, log_file)?;
     let work = |audience: &mut Audience| {

@@ -24,6 +24,8 @@ use super::unmount::is_busy;
 use super::{Failure, notify, words};
 use crate::mount::{Attached, How};
 
+/// What this process heeds; that the server ended is told by a signal too.
+const HEEDED: [i32; 5] = [SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGCHLD];
 /// How long the users of a detached mount are waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(20);
@@ -43,6 +45,16 @@ pub(super) enum End {
     InUse,
 }
 
+/// Undoes what whoever started this process did to the signals that it relies on: those that it blocked would end no mount,
+/// and of children that end nothing could be learnt.
+///
+/// # Errors
+/// The system's.
+pub(super) fn receive() -> Result<(), Failure> {
+    crate::sys::receive_signals(&HEEDED)
+        .map_err(|error| Failure::failed(format!("cannot receive signals: {}", words(&error))))
+}
+
 /// Keeps the signals from killing this process; they wait for [`Held::watch`].
 ///
 /// # Errors
@@ -52,8 +64,7 @@ pub(super) fn hold(place: Place) -> io::Result<Held> {
         Place::Background => false,
         Place::Foreground => has_terminal() && !hang_up_is_ignored(),
     };
-    // That the server ended is told by a signal too.
-    Ok(Held { signals: Signals::new([SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGCHLD])?, hang_up_ends })
+    Ok(Held { signals: Signals::new(HEEDED)?, hang_up_ends })
 }
 
 /// Whether this process has a terminal that could be closed.

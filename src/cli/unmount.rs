@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use super::Failure;
 use super::args::Unmount;
 use super::mountinfo::{Mount, Mounts};
-use super::words;
+use super::{signals, words};
 use crate::mount::unmount;
 
 /// Ends the mount at a directory, and returns when it is gone.
@@ -19,6 +19,7 @@ use crate::mount::unmount;
 /// # Errors
 /// Where it is none of ours, is in use, or the system refused.
 pub(super) fn run(request: &Unmount) -> Result<(), Failure> {
+    signals::receive()?;
     let dir = canonical(&request.dir)
         .map_err(|error| Failure::failed(format!("cannot find {}: {}", request.dir.display(), words(&error))))?;
     let shown = dir.display();

@@ -40,6 +40,27 @@ pub(crate) fn fork() -> io::Result<Fork> {
     }
 }
 
+/// Has this thread receive signals again that whoever started the process had blocked, and SIGCHLD again tell of children
+/// that ended, whom nobody could wait for were it ignored (`wait(2)`).
+///
+/// # Errors
+/// The system's.
+#[cfg(feature = "mount")]
+pub(crate) fn receive_signals(signals: &[libc::c_int]) -> io::Result<()> {
+    let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: the set is initialised by the first call before it is used, and a number that is no signal changes nothing. The
+    // default action runs no code of this process.
+    let refused = unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        for signal in signals {
+            libc::sigaddset(set.as_mut_ptr(), *signal);
+        }
+        libc::sigprocmask(libc::SIG_UNBLOCK, set.as_ptr(), std::ptr::null_mut()) != 0
+            || libc::signal(libc::SIGCHLD, libc::SIG_DFL) == libc::SIG_ERR
+    };
+    if refused { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// The list of the names of a file's extended attributes, each with a NUL, written into the buffer; answers its length in
 /// bytes, and does no more where the buffer has no room at all (`listxattrat(2)`, Linux 6.13). A symbolic link at the end is
 /// not followed.
