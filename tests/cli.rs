@@ -643,6 +643,80 @@ fn a_mount_in_use_is_detached_and_its_users_go_on() {
     drop(file);
 }
 
+/// The line of a mount that was not detached, with `{d}` for the test's directory.
+fn not_detached(why: &str) -> String {
+    format!(
+        "the mount on {{d}}/m could not be detached: {why}; 'docker-fs unmount --lazy {{d}}/m' ends what is left of it"
+    )
+}
+
+#[test]
+fn a_mount_below_another_is_not_told_to_be_gone() {
+    if !require_privileges("mounting") {
+        return;
+    }
+    let bench = Bench::new();
+    let covered = not_detached("another mount lies on top of it and has to be unmounted first");
+    for (what, signal, first) in
+        [("ended", Signal::TERM, ""), ("its server killed", Signal::KILL, "the server ended (signal 9); ")]
+    {
+        let mut serving = Foreground::new(&bench, &[]);
+        let server = support::mount::server(&bench.mount_point()).unwrap();
+        let other = support::mount::Tmpfs::new(&bench.mount_point());
+        match signal {
+            Signal::KILL => kill(server, signal),
+            _ => serving.signal(signal),
+        }
+        let (status, said) = serving.end();
+        assert_eq!(status.code(), Some(1), "{what}");
+        assert_eq!(said, bench.fill(&format!("docker-fs: {first}{covered}\n")), "{what}");
+        assert_eq!(mounts_at(&bench.mount_point()), 2, "{what}");
+        drop(other);
+        assert_eq!(mounts_at(&bench.mount_point()), 1, "{what}: the other one is left alone");
+        assert_eq!(docker_fs(bench.words("unmount --lazy {d}/m")), done(), "{what}");
+        assert_eq!(mounts_at(&bench.mount_point()), 0, "{what}");
+    }
+}
+
+#[test]
+fn a_mount_is_ended_where_it_was_moved() {
+    if !require_privileges("mounting") {
+        return;
+    }
+    let bench = Bench::new();
+    fs::create_dir_all(bench.path("a/m")).unwrap();
+    let (from, to) = (bench.path("a/m"), bench.path("b/m"));
+    let _mounts = [Detach(from.clone()), Detach(to.clone())];
+    assert_eq!(docker_fs([bench.store(), from.clone()]), done());
+    let keeper = support::mount::keeper(&from).unwrap();
+    fs::rename(bench.path("a"), bench.path("b")).unwrap();
+    assert_eq!(mounts_at(&to), 1);
+    // What takes the old name is left alone.
+    let other = support::mount::Tmpfs::new(&from);
+    kill(keeper, Signal::TERM);
+    wait_until("ending", || processes_with(&from) == 0);
+    assert_eq!((mounts_at(&from), mounts_at(&to)), (1, 0));
+    drop(other);
+}
+
+#[test]
+fn a_mount_that_cannot_be_reached_is_not_told_to_be_gone() {
+    if !require_privileges("becoming another user") {
+        return;
+    }
+    let open = for_other_users();
+    let script = "&& { setpriv --reuid=65534 --regid=65534 --clear-groups ./docker-fs -f store m & }; \
+                  until setpriv --reuid=65534 --regid=65534 --clear-groups cat m/merged/good:1/hello 2>/dev/null; do \
+                  sleep 0.01; done; \
+                  chmod 700 . && kill $! && wait $!; echo $?";
+    let script = format!("{FOR_OTHER_USERS} {script}");
+    let said = run(Command::new("timeout").args(["60", "unshare", "-m", "sh", "-c", &script]).current_dir(open.path()));
+    let m = open.path().join("m").display().to_string();
+    let line = not_detached(&format!("cannot look at {m}: Permission denied")).replace("{d}/m", &m);
+    let told = Said { code: Some(0), stdout: "good\n1\n".to_owned(), stderr: format!("docker-fs: {line}\n") };
+    assert_eq!(said, told);
+}
+
 #[test]
 fn unmount_says_who_is_in_the_way() {
     if !require_privileges("mounting") {

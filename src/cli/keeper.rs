@@ -91,23 +91,24 @@ impl Server {
     /// What is to be said of its end; a mount that it left behind is detached.
     ///
     /// # Errors
-    /// Where it did not end because the mount did.
+    /// Where it did not end because the mount did, or the mount stays behind.
     pub(super) fn outcome(&self, attached: &Attached) -> Result<(), Failure> {
-        let left_behind = attached.is_there();
-        if left_behind && let Err(error) = attached.detach(How::Lazy) {
-            log::error!("cannot detach the mount: {}", words(&error));
-        }
-        match (self.link.last_word(), self.end) {
-            (Some(Word::Failed(why)), _) => Err(Failure::failed(why)),
-            (_, Some(end)) if end.exit_status() == Some(0) && !left_behind => Ok(()),
+        let is_over = matches!(attached.is_there(), Ok(false));
+        let last_word = self.link.last_word();
+        let has_spoken = matches!(last_word, Some(Word::Failed(_)));
+        let why = match (last_word, self.end) {
+            (Some(Word::Failed(why)), _) => why,
+            (_, Some(end)) if end.exit_status() == Some(0) && is_over => return Ok(()),
             (_, Some(end)) if end.exit_status() == Some(0) => {
-                Err(Failure::failed("the kernel ended the connection to the server, and the mount with it"))
+                "the kernel ended the connection to the server".to_owned()
             }
-            (_, end) => {
-                let how = end.map(how_it_ended).unwrap_or_default();
-                Err(Failure::failed(format!("the server ended{how}, and the mount with it")))
-            }
-        }
+            (_, end) => format!("the server ended{}", end.map(how_it_ended).unwrap_or_default()),
+        };
+        Err(Failure::failed(match attached.detach(How::Lazy) {
+            Ok(()) if has_spoken => why,
+            Ok(()) => format!("{why}, and the mount with it"),
+            Err(error) => format!("{why}; {}", not_detached(attached, &error)),
+        }))
     }
 
     fn wait(&mut self, options: WaitOptions) {
@@ -123,6 +124,15 @@ impl Server {
             }
         }
     }
+}
+
+/// That a mount could not be detached, and what to do about it.
+pub(super) fn not_detached(attached: &Attached, error: &io::Error) -> String {
+    let point = attached.mount_point().display();
+    let why = words(error);
+    format!(
+        "the mount on {point} could not be detached: {why}; 'docker-fs unmount --lazy {point}' ends what is left of it"
+    )
 }
 
 /// Whether the error is that there is nobody at the other end of the link. `ECONNRESET` is told where what was said last was
@@ -153,9 +163,10 @@ pub(super) fn keep(mut server: Server, plan: &Plan, audience: &mut Audience) -> 
     let cannot = |what: &str, error: &io::Error| Failure::failed(format!("{what}: {}", words(error)));
     let held = signals::hold(plan.place).map_err(|error| cannot("cannot receive signals", &error))?;
     let (device, attached) = mount::attach(&plan.mount)?;
-    let abandoned = |failure: Failure| {
-        // What went wrong first is what is told.
-        let _ = attached.detach(How::Lazy);
+    let abandoned = |mut failure: Failure| {
+        if let Err(error) = attached.detach(How::Lazy) {
+            failure.message = format!("{}; {}", failure.message, not_detached(&attached, &error));
+        }
         failure
     };
     server.hand_over(device).map_err(abandoned)?;

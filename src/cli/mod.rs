@@ -15,7 +15,6 @@ mod link;
 mod logging;
 mod metrics;
 mod mount;
-mod mountinfo;
 mod mountpoint;
 mod notify;
 mod options;

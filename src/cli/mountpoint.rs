@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::unmount::{canonical, is_dead, mounts};
 use super::{Failure, words};
-use crate::mount::{DEVICE, FUSERMOUNT, How, unmount};
+use crate::mount::{DEVICE, FUSERMOUNT, How, Mount, unmount};
 
 /// Dead mounts upon each other that are detached before giving up.
 const DEAD_MAX: usize = 16;
@@ -22,7 +22,7 @@ const DEAD_MAX: usize = 16;
 pub(super) fn prepare(path: &Path) -> Result<PathBuf, Failure> {
     let point = canonical(path).map_err(|error| unusable(path, &error))?;
     for _ in 0..DEAD_MAX {
-        let is_ours = mounts()?.at(&point).is_some_and(super::mountinfo::Mount::is_ours);
+        let is_ours = mounts()?.at(&point).is_some_and(Mount::is_ours);
         match std::fs::metadata(&point) {
             Err(error) if is_dead(&error) && is_ours => detach_dead(&point)?,
             _ if is_ours => {

@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use super::mountinfo::Mounts;
+use crate::mount::Mounts;
 
 /// How a mount point meets the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

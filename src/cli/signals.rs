@@ -19,7 +19,7 @@ use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use super::args::Place;
-use super::keeper::Server;
+use super::keeper::{Server, not_detached};
 use super::unmount::is_busy;
 use super::{Failure, notify, words};
 use crate::mount::{Attached, How};
@@ -80,11 +80,25 @@ fn hang_up_is_ignored() -> bool {
     ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
 }
 
+/// Takes the mount out of the tree of directories, also where it is in use.
+fn detach(attached: &Attached) -> io::Result<()> {
+    let point = attached.mount_point().display();
+    match attached.detach(How::Plain) {
+        Ok(()) => return Ok(()),
+        Err(error) if is_busy(&error) => {
+            let wait = PATIENCE.as_secs();
+            log::info!("{point} is in use: detaching it and waiting up to {wait} s for its users");
+        }
+        Err(error) => log::info!("cannot unmount {point}: {}; detaching it", words(&error)),
+    }
+    attached.detach(How::Lazy)
+}
+
 impl Held {
     /// Waits for the end of the mount, or ends it at a signal.
     ///
     /// # Errors
-    /// Where the server failed.
+    /// Where the server failed, or the mount stays behind.
     pub(super) fn watch(mut self, server: &mut Server, attached: &Attached) -> Result<End, Failure> {
         // That it ends after this look is a signal that is not waited for.
         while !server.has_ended() {
@@ -107,23 +121,9 @@ impl Held {
     /// Unmounts, and waits for the server to end.
     fn end(mut self, server: &mut Server, attached: &Attached) -> Result<End, Failure> {
         notify::stopping();
-        let detach = match attached.detach(How::Plain) {
-            // Gone from here, but a copy in another mount namespace may still have users.
-            Ok(()) => false,
-            Err(error) if is_busy(&error) => {
-                let (point, wait) = (attached.mount_point().display(), PATIENCE.as_secs());
-                log::info!("{point} is in use: detaching it and waiting up to {wait} s for its users");
-                true
-            }
-            Err(error) => {
-                let point = attached.mount_point().display();
-                log::warn!("cannot unmount {point}: {}; detaching it", words(&error));
-                true
-            }
-        };
-        if detach && let Err(error) = attached.detach(How::Lazy) {
-            log::error!("cannot detach {}: {}", attached.mount_point().display(), words(&error));
-        }
+        // The server goes with this process, so a mount that stays would be a dead one.
+        detach(attached).map_err(|error| Failure::failed(not_detached(attached, &error)))?;
+        // Gone from here, but a copy in another mount namespace may still have users.
         let end = Instant::now().checked_add(PATIENCE);
         while end.is_some_and(|end| Instant::now() < end) {
             if server.has_ended() {

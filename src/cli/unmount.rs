@@ -10,9 +10,8 @@ use rustix::io::Errno;
 
 use super::Failure;
 use super::args::Unmount;
-use super::mountinfo::{Mount, Mounts};
 use super::{signals, words};
-use crate::mount::unmount;
+use crate::mount::{Mount, Mounts, unmount};
 
 /// Ends the mount at a directory, and returns when it is gone.
 ///

@@ -18,8 +18,9 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, recvmsg, socketpair,
 };
 
+use super::mountinfo::{Mount, Mounts, Number};
 use super::{Options, SUBTYPE, TYPE};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, system_words};
 
 /// The setuid helper of package fuse3, by which other users than root mount and unmount.
 pub const FUSERMOUNT: &str = "fusermount3";
@@ -45,13 +46,24 @@ pub struct Attached {
     identity: Identity,
 }
 
-/// Tells a mount from another at the same place.
+/// Tells a mount from all others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Identity {
-    device: (u32, u32),
-    /// The kernel's number of the mount: one that no other ever has (Linux 6.8), one that another may have after it, as
-    /// its device (Linux 5.8), or 0.
-    mount_id: u64,
+    /// By which the kernel's list has it.
+    number: Number,
+    /// A number that no other mount ever has (Linux 6.8), or one that tells no more than the list's.
+    unique: u64,
+}
+
+/// How a mount stands.
+#[derive(Debug)]
+enum Standing {
+    /// It is in no directory of this process' mount namespace.
+    Gone,
+    /// It is what is seen at its place.
+    OnTop(PathBuf),
+    /// Something else is mounted over it.
+    Covered,
 }
 
 /// Mounts, and opens the device by which the kernel asks. Who looks at the mount waits until someone answers.
@@ -59,14 +71,40 @@ struct Identity {
 /// # Errors
 /// [`Error::Io`] where the system refuses.
 pub fn attach(options: &Options) -> Result<(OwnedFd, Attached)> {
-    let point = &options.mount_point;
-    let doing = || format!("mount on {}", point.display());
+    let doing = || format!("mount on {}", options.mount_point.display());
+    // As lists of mounts have it. Once it is a mount, looking at it waits for who serves it.
+    let point = options.mount_point.canonicalize().map_err(Error::io(doing))?;
     let device = match by_system_call(options)? {
         Some(device) => device,
         None => by_helper(options).map_err(Error::io(doing))?,
     };
-    let identity = identity(point).map_err(Error::io(|| format!("find the mount on {}", point.display())))?;
-    Ok((device, Attached { mount_point: point.clone(), identity }))
+    match identity(&point) {
+        Ok(identity) => Ok((device, Attached { mount_point: point, identity })),
+        Err(error) => {
+            if Mounts::read().map_or(true, |mounts| mounts.at(&point).is_some_and(Mount::is_ours)) {
+                // The first error is the one to report.
+                let _ = unmount(&point, How::Lazy);
+            }
+            Err(Error::io(|| format!("find the mount on {}", point.display()))(error))
+        }
+    }
+}
+
+fn mounts() -> io::Result<Mounts> {
+    Mounts::read().map_err(about("read /proc/self/mountinfo"))
+}
+
+/// What was being done belongs to an error that tells nothing of it.
+fn about(doing: &str) -> impl FnOnce(io::Error) -> io::Error {
+    move |error| io::Error::new(error.kind(), format!("cannot {doing}: {}", system_words(&error)))
+}
+
+/// The mount of this program that was just made at a path without symbolic links.
+fn identity(point: &Path) -> io::Result<Identity> {
+    let mounts = mounts()?;
+    let ours = mounts.at(point).filter(|mount| mount.is_ours());
+    let ours = ours.ok_or_else(|| io::Error::other("another mount took its place"))?;
+    Ok(Identity { number: ours.number(), unique: unique_number(point)? })
 }
 
 /// Mounts; `None` where this process may not by itself.
@@ -148,38 +186,70 @@ impl Attached {
         &self.mount_point
     }
 
-    /// Whether the mount is still at its place.
-    #[must_use]
-    pub fn is_there(&self) -> bool {
-        identity(&self.mount_point).is_ok_and(|identity| identity == self.identity)
-    }
-
-    /// Takes the mount away; that it is gone already is no error.
+    /// Whether the mount is still there, also where it was moved, or something else is mounted over it.
     ///
     /// # Errors
-    /// `EBUSY` while it is in use and not [`How::Lazy`].
+    /// Where that could not be told.
+    pub fn is_there(&self) -> io::Result<bool> {
+        Ok(!matches!(self.standing()?, Standing::Gone))
+    }
+
+    /// Takes the mount away, wherever it was moved; that it is gone already is no error.
+    ///
+    /// # Errors
+    /// `EBUSY` while it is in use and not [`How::Lazy`]; others where something else is mounted over it, which is not ours to
+    /// take away, or where it could not be told whether it is there.
     pub fn detach(&self, how: How) -> io::Result<()> {
-        if self.is_there() { unmount(&self.mount_point, how) } else { Ok(()) }
+        match self.standing()? {
+            Standing::Gone => Ok(()),
+            Standing::Covered => Err(io::Error::other("another mount lies on top of it and has to be unmounted first")),
+            Standing::OnTop(point) => {
+                unmount(&point, how)?;
+                match self.is_there()? {
+                    false => Ok(()),
+                    true => Err(io::Error::other("it is still there after it was unmounted")),
+                }
+            }
+        }
+    }
+
+    fn standing(&self) -> io::Result<Standing> {
+        /// How often the list and what is seen may contradict each other, as where something is mounted between two looks.
+        const LOOKS: usize = 3;
+        for _ in 0..LOOKS {
+            let mounts = mounts()?;
+            let Some(ours) = mounts.find(self.identity.number).filter(|mount| mount.is_ours()) else {
+                return Ok(Standing::Gone);
+            };
+            if mounts.at(ours.point()).map(Mount::number) != Some(self.identity.number) {
+                return Ok(Standing::Covered);
+            }
+            if unique_number(ours.point())? == self.identity.unique {
+                return Ok(Standing::OnTop(ours.point().to_owned()));
+            }
+        }
+        // Another mount of this program has the number in the list by now.
+        Ok(Standing::Gone)
     }
 
     /// Has the kernel ask for files in large pieces, which it can be told once the mount was answered for. Only root may say
     /// so, and others do with what there is.
     pub fn read_in_large_pieces(&self) {
-        let (major, minor) = self.identity.device;
-        let setting = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+        let setting = format!("/sys/class/bdi/{}/read_ahead_kb", self.identity.number.device);
         if let Err(error) = std::fs::write(setting, READ_AHEAD_KIB.to_string()) {
             log::debug!("the kernel reads ahead in files as usual: {error}");
         }
     }
 }
 
-/// The mount at a path, found without a request to who serves it.
-fn identity(path: &Path) -> io::Result<Identity> {
+/// The number of the mount at a path that no other ever has, asked without a request to who serves it; on older kernels
+/// that of the list, or 0.
+fn unique_number(path: &Path) -> io::Result<u64> {
     /// `STATX_MNT_ID_UNIQUE` of the kernel's ABI; where it is unknown the other number is told.
     const UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
-    let found = rustix::fs::statx(CWD, path, flags, StatxFlags::MNT_ID | UNIQUE)?;
-    Ok(Identity { device: (found.stx_dev_major, found.stx_dev_minor), mount_id: found.stx_mnt_id })
+    let found = rustix::fs::statx(CWD, path, flags, StatxFlags::MNT_ID | UNIQUE);
+    Ok(found.map_err(|errno| about(&format!("look at {}", path.display()))(errno.into()))?.stx_mnt_id)
 }
 
 /// Ends whatever is mounted at a path.

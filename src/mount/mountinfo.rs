@@ -14,17 +14,31 @@
 //! backslash are written in octal.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 /// A device number, major and minor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Device(u32, u32);
+pub(crate) struct Device(u32, u32);
+
+impl fmt::Display for Device {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}:{}", self.0, self.1)
+    }
+}
+
+/// A mount as lists tell it from all others that there are: another may have the number after it, and the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Number {
+    id: u64,
+    pub(crate) device: Device,
+}
 
 /// One mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Mount {
+pub(crate) struct Mount {
     id: u64,
     parent: u64,
     device: Device,
@@ -37,7 +51,7 @@ pub(super) struct Mount {
 
 /// A directory by file system instead of by path: equal for two paths that lead to it through bind mounts.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Identity {
+pub(crate) struct Identity {
     device: Device,
     /// The path within the file system.
     path: PathBuf,
@@ -45,12 +59,21 @@ pub(super) struct Identity {
 
 /// All mounts of this process' mount namespace.
 #[derive(Debug)]
-pub(super) struct Mounts(Vec<Mount>);
+pub(crate) struct Mounts(Vec<Mount>);
 
 impl Mount {
+    pub(crate) fn number(&self) -> Number {
+        Number { id: self.id, device: self.device }
+    }
+
+    /// Where it is mounted.
+    pub(crate) fn point(&self) -> &Path {
+        &self.point
+    }
+
     /// Whether it is a mount of this program.
-    pub(super) fn is_ours(&self) -> bool {
-        self.fs_type == crate::mount::TYPE.as_bytes()
+    pub(crate) fn is_ours(&self) -> bool {
+        self.fs_type == super::TYPE.as_bytes()
     }
 
     fn parse(line: &[u8]) -> Option<Self> {
@@ -75,7 +98,7 @@ impl Mount {
 
 impl Identity {
     /// Whether this is `other` or lies in it.
-    pub(super) fn is_within(&self, other: &Self) -> bool {
+    pub(crate) fn is_within(&self, other: &Self) -> bool {
         self.device == other.device && self.path.starts_with(&other.path)
     }
 }
@@ -85,18 +108,18 @@ impl Mounts {
     ///
     /// # Errors
     /// Where `/proc` is not there.
-    pub(super) fn read() -> io::Result<Self> {
+    pub(crate) fn read() -> io::Result<Self> {
         std::fs::read("/proc/self/mountinfo").map(|text| Self::parse(&text))
     }
 
     /// The mounts that a text in the form of `/proc/self/mountinfo` tells; lines of another form are left out.
-    pub(super) fn parse(text: &[u8]) -> Self {
+    pub(crate) fn parse(text: &[u8]) -> Self {
         Self(text.split(|byte| *byte == b'\n').filter_map(Mount::parse).collect())
     }
 
     /// The mount that a path without symbolic links lies on, found as the kernel does: downwards from the root, so
     /// that what another mount covers is not taken.
-    pub(super) fn holding(&self, path: &Path) -> Option<&Mount> {
+    pub(crate) fn holding(&self, path: &Path) -> Option<&Mount> {
         let is_first = |mount: &&Mount| !self.0.iter().any(|other| other.id == mount.parent && other.id != mount.id);
         let mut holds: Vec<&Mount> = self.0.iter().filter(|mount| path.starts_with(&mount.point)).collect();
         let mut current =
@@ -112,17 +135,22 @@ impl Mounts {
     }
 
     /// The topmost mount whose mount point is exactly this path.
-    pub(super) fn at(&self, point: &Path) -> Option<&Mount> {
+    pub(crate) fn at(&self, point: &Path) -> Option<&Mount> {
         self.holding(point).filter(|mount| mount.point == point)
     }
 
+    /// The mount of this number, wherever it is, covered or not.
+    pub(crate) fn find(&self, number: Number) -> Option<&Mount> {
+        self.0.iter().find(|mount| mount.number() == number)
+    }
+
     /// What a path without symbolic links is within its file system.
-    pub(super) fn identity(&self, path: &Path) -> Option<Identity> {
+    pub(crate) fn identity(&self, path: &Path) -> Option<Identity> {
         self.holding(path)?.identity_of(path)
     }
 
     /// All that can be reached below a directory: itself, and what is mounted below it, covered or not.
-    pub(super) fn extent(&self, dir: &Path) -> Vec<Identity> {
+    pub(crate) fn extent(&self, dir: &Path) -> Vec<Identity> {
         let below = self.0.iter().filter(|mount| mount.point != dir && mount.point.starts_with(dir));
         self.identity(dir).into_iter().chain(below.filter_map(|mount| mount.identity_of(&mount.point))).collect()
     }
