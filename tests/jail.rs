@@ -21,6 +21,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 use serde_json::Value;
 use support::eventually;
+use support::filter::without;
 use support::mount::{FOR_OTHER_USERS, Mounted, for_other_users, keeper, require_privileges, server};
 use support::store::StoreBuilder;
 use support::tree::{Options, Tree, assert_same, snapshot};
@@ -381,8 +382,33 @@ fn nothing_is_kept_open_that_was_inherited() {
         return;
     }
     let bench = Bench::new();
+    // As on Linux before 5.9.
+    without(&[libc::SYS_close_range], libc::ENOSYS, || {
+        inherits_nothing(&bench, "9</", &[&bench.store, &bench.point()])
+    });
+}
+
+#[test]
+fn what_was_inherited_can_be_named_in_arguments() {
+    if !require_privileges("a mount") {
+        return;
+    }
+    let bench = Bench::new();
+    let log = bench.dir.path().join("log");
+    let opened = format!("7>>'{}' 8<'{}' 9</", log.display(), bench.store.display());
+    inherits_nothing(
+        &bench,
+        &opened,
+        &["-v", "--log-file", "/dev/fd/7", "/proc/self/fd/8", bench.point().to_str().unwrap()],
+    );
+    let log = fs::read_to_string(log).unwrap();
+    assert!(log.contains("info: mounted /proc/self/fd/8 on "), "{log}");
+}
+
+/// Mounts with descriptors that a shell opened, the host's root among them, and looks that it is kept by nobody.
+fn inherits_nothing(bench: &Bench, opened: &str, args: &[impl AsRef<std::ffi::OsStr>]) {
     let mut command = Command::new("sh");
-    command.args(["-c", "exec 9</; exec \"$@\"", "sh", DOCKER_FS]).args([&bench.store, &bench.point()]);
+    command.args(["-c", &format!("exec {opened}; exec \"$@\""), "sh", DOCKER_FS]).args(args);
     let done = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
     assert!(done.success());
     for pid in [keeper(&bench.point()).unwrap(), server(&bench.point()).unwrap()] {

@@ -8,6 +8,7 @@
 //! ```
 
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::process::{Resource, getpid, getrlimit, setrlimit};
@@ -19,9 +20,9 @@ use super::options::Jail;
 use super::source::Surroundings;
 use super::unmount::{canonical, mounts};
 use super::{Exit, Failure, link, logging, mountpoint, overlap, server, signals, source, words};
-use crate::jail;
 use crate::mount::{self, Opens};
 use crate::store;
+use crate::sys::jail::inherited;
 use crate::sys::{self, Fork};
 use crate::view::Form;
 
@@ -51,12 +52,19 @@ pub(super) struct Plan {
 /// # Errors
 /// Why there is no mount, or only a damaged one.
 pub(super) fn run(request: &Mount) -> Result<Exit, Failure> {
-    jail::let_go_of_inherited();
+    let inherited = inherited();
     signals::receive()?;
     let log_file = request.options.log_file.as_deref();
     logging::start(request.level, log_file)?;
+    let inherited = inherited.unwrap_or_else(|error| {
+        log::warn!(
+            "descriptors that docker-fs was started with stay open: cannot list /proc/self/fd: {}",
+            words(&error)
+        );
+        Vec::new()
+    });
     let work = |audience: &mut Audience| {
-        serve(request, audience).inspect_err(|failure| {
+        serve(request, inherited, audience).inspect_err(|failure| {
             if log_file.is_some() {
                 log::error!("{failure}");
             }
@@ -68,8 +76,9 @@ pub(super) fn run(request: &Mount) -> Result<Exit, Failure> {
     }
 }
 
-/// Makes sure that a mount can be made, and parts into keeper and server.
-fn serve(request: &Mount, audience: &mut Audience) -> Result<(), Failure> {
+/// Makes sure that a mount can be made, and parts into keeper and server. What was inherited beside the standard streams
+/// (locks, pipes and directories of whoever started this) is closed as soon as no path can name it any more.
+fn serve(request: &Mount, inherited: Vec<OwnedFd>, audience: &mut Audience) -> Result<(), Failure> {
     sys::use_one_heap();
     raise_descriptor_limit();
     let options = &request.options;
@@ -77,6 +86,7 @@ fn serve(request: &Mount, audience: &mut Audience) -> Result<(), Failure> {
     let store_options = store::Options { kind: options.kind.clone(), prefix: options.prefix };
     let (source, store) = source::open(request.source.as_deref(), Surroundings::of_process, &store_options)?;
     refuse_overlap(&source, &mount_point)?;
+    drop(inherited);
     mountpoint::check_fuse()?;
 
     let plan = plan(request, source, mount_point);

@@ -26,7 +26,7 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use crate::error::system_words;
-use crate::sys::jail::{Namespace, close_inherited, unshare};
+use crate::sys::jail::{Namespace, unshare};
 use crate::view::{Force, Measure};
 
 const NAMESPACES: &str = "namespaces";
@@ -95,14 +95,6 @@ fn clones(is_private: bool) -> Outcome {
 /// Whether a step takes privileges that other users than root do not have.
 pub(crate) fn is_for_root(measure: &Measure) -> bool {
     [NAMESPACES, ROOT, STORE].contains(&measure.step)
-}
-
-/// Closes what this process inherited beside its standard streams: locks, pipes and directories of whoever started it. To
-/// be called before anything is opened.
-pub(crate) fn let_go_of_inherited() {
-    if let Err(error) = close_inherited() {
-        log::debug!("inherited descriptors stay open: {error}");
-    }
 }
 
 fn measure(step: &'static str, meaning: &str, outcome: Outcome) -> Measure {

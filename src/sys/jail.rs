@@ -1,8 +1,12 @@
 //! What the jail needs of the system beside rustix: namespaces, inherited descriptors, the numbers of system calls.
 
 use std::io;
+use std::mem::MaybeUninit;
+use std::ops::RangeInclusive;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use libc::c_long;
+use rustix::fs::{CWD, Mode, OFlags, RawDir, openat};
 use rustix::thread::UnshareFlags;
 
 /// What a process may have of its own.
@@ -33,16 +37,23 @@ pub(crate) fn unshare(namespace: Namespace) -> io::Result<()> {
     unsafe { rustix::thread::unshare_unsafe(flag) }.map_err(io::Error::from)
 }
 
-/// Closes all descriptors but the standard streams: those that this process was started with (`close_range(2)`, Linux 5.9).
+/// All descriptors but the standard streams, which whoever started this process left open; they are closed with the value.
 /// Nothing else may have been opened yet.
 ///
 /// # Errors
-/// The system's: `ENOSYS` on older kernels.
-pub(crate) fn close_inherited() -> io::Result<()> {
-    const FIRST: libc::c_uint = 3;
-    // SAFETY: the command calls this first of all, so no value here owns a descriptor that is closed.
-    let answer = unsafe { libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, 0) };
-    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+/// The system's, where `/proc` cannot be read.
+pub(crate) fn inherited() -> io::Result<Vec<OwnedFd>> {
+    const STREAMS: RangeInclusive<RawFd> = 0..=2;
+    let list = openat(CWD, "/proc/self/fd", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut space = [MaybeUninit::uninit(); 4096];
+    let mut entries = RawDir::new(&list, &mut space);
+    let mut numbers = Vec::new();
+    while let Some(entry) = entries.next() {
+        let number = entry?.file_name().to_str().ok().and_then(|name| name.parse::<RawFd>().ok());
+        numbers.extend(number.filter(|number| !STREAMS.contains(number) && *number != list.as_raw_fd()));
+    }
+    // SAFETY: the command calls this first of all, so each is open, and no other value owns it.
+    Ok(numbers.into_iter().map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect())
 }
 
 /// A condition on an argument of a system call, counted from 0.
