@@ -793,7 +793,10 @@ fn relative_paths_are_those_of_where_it_was_started() {
     let lines: Vec<&str> = log.lines().filter_map(|line| line.split_once(' ').map(|(_, text)| text)).collect();
     let told = bench.fill("{d}/store on {d}/m");
     let (confined, mounts) = lines.split_first().unwrap();
-    assert!(confined.starts_with("docker-fs: info: the server is confined by namespaces, root, "), "{confined}");
+    assert!(
+        confined.starts_with("docker-fs: info: the server is confined by mount_namespace, network_namespace, "),
+        "{confined}"
+    );
     assert_eq!(mounts, [format!("docker-fs: info: mounted {told}"), format!("docker-fs: info: unmounted {told}")]);
 }
 

@@ -18,7 +18,9 @@ use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Signal, kill_process};
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
+};
 use serde_json::Value;
 use support::eventually;
 use support::filter::without;
@@ -28,7 +30,19 @@ use support::tree::{Options, Tree, assert_same, snapshot};
 use tempfile::TempDir;
 
 const DOCKER_FS: &str = env!("CARGO_BIN_EXE_docker-fs");
-const STEPS: [&str; 7] = ["namespaces", "root", "store", "no_new_privs", "landlock", "capabilities", "seccomp"];
+const NAMESPACES: [&str; 4] = ["mount_namespace", "network_namespace", "ipc_namespace", "uts_namespace"];
+const STEPS: [&str; 10] = [
+    "mount_namespace",
+    "network_namespace",
+    "ipc_namespace",
+    "uts_namespace",
+    "root",
+    "store",
+    "no_new_privs",
+    "landlock",
+    "capabilities",
+    "seccomp",
+];
 /// CAP_DAC_READ_SEARCH and CAP_SYS_ADMIN.
 const KEPT: &str = "0000000000200004";
 const NONE: &str = "0000000000000000";
@@ -422,7 +436,12 @@ fn inherits_nothing(bench: &Bench, opened: &str, args: &[impl AsRef<std::ffi::Os
 
 /// A filter that answers an error to these system calls.
 fn denying(calls: &[i64], errno: Errno) -> BpfProgram {
-    let rules = calls.iter().map(|call| (*call, Vec::new())).collect();
+    denying_if(calls.iter().map(|call| (*call, Vec::new())), errno)
+}
+
+/// A filter that answers an error where one of a call's rules is met.
+fn denying_if(rules: impl Iterator<Item = (i64, Vec<SeccompRule>)>, errno: Errno) -> BpfProgram {
+    let rules = rules.collect();
     let machine = TargetArch::try_from(std::env::consts::ARCH).unwrap();
     let denied = SeccompAction::Errno(errno.raw_os_error().cast_unsigned());
     SeccompFilter::new(rules, SeccompAction::Allow, denied, machine).unwrap().try_into().unwrap()
@@ -450,7 +469,12 @@ fn what_the_kernel_lacks_is_left_out_with_a_warning() {
     for (what, calls, errno, steps) in [
         ("no Landlock", &[libc::SYS_landlock_create_ruleset][..], Errno::NOSYS, &["landlock"][..]),
         ("no Landlock at boot", &[libc::SYS_landlock_create_ruleset], Errno::OPNOTSUPP, &["landlock"]),
-        ("no namespaces", &[libc::SYS_unshare], Errno::PERM, &["namespaces", "root"]),
+        (
+            "no namespaces",
+            &[libc::SYS_unshare],
+            Errno::PERM,
+            &["mount_namespace", "network_namespace", "ipc_namespace", "uts_namespace", "root"],
+        ),
         ("no other root", &[libc::SYS_pivot_root], Errno::INVAL, &["root"]),
         ("no clones", &[libc::SYS_open_tree], Errno::NOSYS, &["store"]),
         ("no capabilities", &[libc::SYS_capset], Errno::PERM, &["capabilities"]),
@@ -466,7 +490,17 @@ fn what_the_kernel_lacks_is_left_out_with_a_warning() {
                 libc::SYS_seccomp,
             ],
             Errno::NOSYS,
-            &["namespaces", "root", "store", "landlock", "capabilities", "seccomp"],
+            &[
+                "mount_namespace",
+                "network_namespace",
+                "ipc_namespace",
+                "uts_namespace",
+                "root",
+                "store",
+                "landlock",
+                "capabilities",
+                "seccomp",
+            ],
         ),
     ] {
         let mut stderr = tempfile::tempfile().unwrap();
@@ -485,6 +519,44 @@ fn what_the_kernel_lacks_is_left_out_with_a_warning() {
         assert_same(what, &expected, &shown(&bench.point()));
         rustix::mount::unmount(bench.point(), UnmountFlags::empty()).unwrap();
         assert!(eventually(|| keeper(&bench.point()).is_none()), "{what}");
+    }
+}
+
+#[test]
+fn a_namespace_that_is_missing_takes_no_other_away() {
+    if !require_privileges("a mount") {
+        return;
+    }
+    let bench = Bench::new();
+    let kinds = [libc::CLONE_NEWNS, libc::CLONE_NEWNET, libc::CLONE_NEWIPC, libc::CLONE_NEWUTS];
+    let lacks = ["mounts", "network", "IPC", "name"];
+    for ((kind, step), (lack, link)) in
+        kinds.into_iter().zip(NAMESPACES).zip(lacks.into_iter().zip(["mnt", "net", "ipc", "uts"]))
+    {
+        let flag = u64::from(kind.cast_unsigned());
+        let is_it = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, flag).unwrap();
+        let rules = [(libc::SYS_unshare, vec![SeccompRule::new(vec![is_it]).unwrap()])];
+        let mut command = under(denying_if(rules.into_iter(), Errno::INVAL));
+        command.args([&bench.store, &bench.point()]).stdin(Stdio::null()).stdout(Stdio::null());
+        let mut stderr = tempfile::tempfile().unwrap();
+        assert!(command.stderr(stderr.try_clone().unwrap()).status().unwrap().success(), "{step}");
+        let mut said = String::new();
+        stderr.rewind().unwrap();
+        stderr.read_to_string(&mut said).unwrap();
+        let root = "docker-fs: warning: the server is not confined by root: that takes a mount namespace of its own; it \
+                    sees the host's files\n";
+        let also = if link == "mnt" { root } else { "" };
+        let line = format!(
+            "docker-fs: warning: the server is not confined by {step}: Invalid argument; it shares the host's {lack}\n{also}"
+        );
+        assert_eq!(said, line);
+        let (keeper, server) = (keeper(&bench.point()).unwrap(), server(&bench.point()).unwrap());
+        for name in ["mnt", "net", "ipc", "uts"] {
+            let of = |pid: u32| fs::read_link(proc(pid, "ns").join(name)).unwrap();
+            assert_eq!(of(keeper) == of(server), name == link, "{name} without {step}");
+        }
+        rustix::mount::unmount(bench.point(), UnmountFlags::empty()).unwrap();
+        assert!(eventually(|| support::mount::keeper(&bench.point()).is_none()), "{step}");
     }
 }
 

@@ -5,7 +5,7 @@
 //! process, and can start none. What works and in which order was found by trying; each step is one of
 //!
 //! ```text
-//! namespaces     mounts, network, IPC and host name of its own
+//! *_namespace    mounts, network, IPC and host name (uts) of its own, each by itself (namespaces(7))
 //! root           an empty read-only directory, with the FUSE device in it; the host's is detached
 //! store          each directory of it is a private read-only clone of its mount (made when it was opened)
 //! no_new_privs   no program gives it privileges (prctl(2))
@@ -29,7 +29,10 @@ use crate::error::system_words;
 use crate::sys::jail::{Namespace, unshare};
 use crate::view::{Force, Measure};
 
-const NAMESPACES: &str = "namespaces";
+const MOUNT_NAMESPACE: &str = "mount_namespace";
+const NETWORK_NAMESPACE: &str = "network_namespace";
+const IPC_NAMESPACE: &str = "ipc_namespace";
+const UTS_NAMESPACE: &str = "uts_namespace";
 const ROOT: &str = "root";
 const STORE: &str = "store";
 const NO_NEW_PRIVS: &str = "no_new_privs";
@@ -38,14 +41,17 @@ const CAPABILITIES: &str = "capabilities";
 const SECCOMP: &str = "seccomp";
 
 /// Every step in its order, and what it means where one is not in force.
-const MEANING: [(&str, &str); 7] = [
-    (NAMESPACES, "it shares the host's mounts, network and IPC"),
+const MEANING: [(&str, &str); 10] = [
+    (MOUNT_NAMESPACE, "it shares the host's mounts"),
+    (NETWORK_NAMESPACE, "it shares the host's network"),
+    (IPC_NAMESPACE, "it shares the host's IPC"),
+    (UTS_NAMESPACE, "it shares the host's name"),
     (ROOT, "it sees the host's files"),
     (STORE, "it reads the store through the host's mounts"),
     (NO_NEW_PRIVS, "it may gain privileges by starting programs"),
-    (LANDLOCK, "it may open whatever its user may"),
+    (LANDLOCK, "it may open all files that it sees and its user may open"),
     (CAPABILITIES, "it keeps the privileges that it was started with"),
-    (SECCOMP, "it may make every system call"),
+    (SECCOMP, "it may make every system call that it could when it was started"),
 ];
 
 /// The device by which the kernel asks.
@@ -67,10 +73,12 @@ type Outcome = Result<Option<String>, String>;
 
 /// Jails this process, and says what of it is in force.
 pub(crate) fn enter(needs: &Needs<'_>) -> Vec<Measure> {
-    let (has_own_mounts, namespaces) = take_namespaces();
-    let root = match has_own_mounts {
-        true => root::change(needs.site, needs.is_private),
-        false => Err("that takes a mount namespace of its own".to_owned()),
+    // Each by itself, as a kernel may lack one of them.
+    let [mounts, network, ipc, uts] = [Namespace::Mount, Namespace::Network, Namespace::Ipc, Namespace::Uts]
+        .map(|namespace| unshare(namespace).map(|()| None).map_err(why));
+    let root = match mounts {
+        Ok(_) => root::change(needs.site, needs.is_private),
+        Err(_) => Err("that takes a mount namespace of its own".to_owned()),
     };
     let store = clones(needs.is_private);
     let privileges = rustix::thread::set_no_new_privs(true).map(|()| None).map_err(why);
@@ -78,13 +86,20 @@ pub(crate) fn enter(needs: &Needs<'_>) -> Vec<Measure> {
     let capabilities = capabilities::reduce(privileges.is_ok());
     // The last one, since it denies what the others take.
     let seccomp = calls::restrict();
-    let outcomes = [namespaces, root, store, privileges, landlock, capabilities, seccomp];
+    let outcomes = [mounts, network, ipc, uts, root, store, privileges, landlock, capabilities, seccomp];
     MEANING.into_iter().zip(outcomes).map(|((step, meaning), outcome)| measure(step, meaning, outcome)).collect()
 }
 
-/// The steps, none of which is taken but that which was when the store was opened.
+/// The steps, none of which is taken but that which was when the store was opened; what whoever started this process took is
+/// in force all the same.
 pub(crate) fn left_out(why: &str, is_private: bool) -> Vec<Measure> {
-    let outcome = |step| if step == STORE { clones(is_private) } else { Err(why.to_owned()) };
+    let outcome = |step| match step {
+        STORE => clones(is_private),
+        NO_NEW_PRIVS if rustix::thread::no_new_privs().unwrap_or(false) => {
+            Ok(Some("by whoever started docker-fs".to_owned()))
+        }
+        _ => Err(why.to_owned()),
+    };
     MEANING.into_iter().map(|(step, meaning)| measure(step, meaning, outcome(step))).collect()
 }
 
@@ -94,7 +109,7 @@ fn clones(is_private: bool) -> Outcome {
 
 /// Whether a step takes privileges that other users than root do not have.
 pub(crate) fn is_for_root(measure: &Measure) -> bool {
-    [NAMESPACES, ROOT, STORE].contains(&measure.step)
+    [MOUNT_NAMESPACE, NETWORK_NAMESPACE, IPC_NAMESPACE, UTS_NAMESPACE, ROOT, STORE].contains(&measure.step)
 }
 
 fn measure(step: &'static str, meaning: &str, outcome: Outcome) -> Measure {
@@ -102,21 +117,6 @@ fn measure(step: &'static str, meaning: &str, outcome: Outcome) -> Measure {
         Ok(remark) => Measure { step, state: Force::Full, why: remark },
         Err(why) => Measure { step, state: Force::None, why: Some(format!("{why}; {meaning}")) },
     }
-}
-
-/// Takes each namespace by itself, as a kernel may lack one of them; says whether that of mounts could be taken.
-fn take_namespaces() -> (bool, Outcome) {
-    let mounts = unshare(Namespace::Mount);
-    let has_own_mounts = mounts.is_ok();
-    let all = [
-        ("mounts", mounts),
-        ("network", unshare(Namespace::Network)),
-        ("IPC", unshare(Namespace::Ipc)),
-        ("host name", unshare(Namespace::Uts)),
-    ];
-    let missing = all.into_iter().filter_map(|(name, taken)| Some(format!("{name}: {}", why(taken.err()?))));
-    let missing: Vec<String> = missing.collect();
-    (has_own_mounts, if missing.is_empty() { Ok(None) } else { Err(missing.join(", ")) })
 }
 
 /// The system's words for an error of whichever kind.
@@ -220,7 +220,8 @@ mod tests {
 
     #[test]
     fn a_step_says_what_its_lack_means() {
-        for measure in left_out("asked for", true).into_iter().filter(|measure| measure.step != STORE) {
+        let by_us = |measure: &Measure| ![STORE, NO_NEW_PRIVS].contains(&measure.step);
+        for measure in left_out("asked for", true).into_iter().filter(by_us) {
             let why = measure.why.unwrap();
             assert!(measure.state == Force::None && why.starts_with("asked for; it "), "{why}");
         }
