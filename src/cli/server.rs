@@ -89,13 +89,12 @@ fn end_with(keeper: Option<Pid>) -> Result<(), Failure> {
 
 /// Jails this process, and says how it stands.
 fn confine(store: Box<dyn Store>, plan: &Plan) -> (Box<dyn Store>, Vec<Measure>) {
+    // Without this, the clones would be no wall: the mounts that they were made of are open too.
+    store.let_go();
+    let is_private = store.is_private();
     let measures = match plan.jail {
-        Jail::None => jail::left_out("-o jail=none", store.is_private()),
-        Jail::Full => {
-            store.let_go();
-            let is_private = store.is_private();
-            jail::enter(&Needs { store: &store.footholds(), is_private, site: &plan.mount.mount_point })
-        }
+        Jail::None => jail::left_out("-o jail=none", is_private),
+        Jail::Full => jail::enter(&Needs { store: &store.footholds(), is_private, site: &plan.mount.mount_point }),
     };
     tell(&measures, plan.jail);
     (store, measures)
@@ -104,11 +103,12 @@ fn confine(store: Box<dyn Store>, plan: &Plan) -> (Box<dyn Store>, Vec<Measure>)
 fn tell(measures: &[Measure], jail: Jail) {
     let (taken, missing): (Vec<&Measure>, Vec<&Measure>) =
         measures.iter().partition(|measure| measure.state == Force::Full);
-    let names: Vec<&str> = taken.iter().map(|measure| measure.step).collect();
-    match jail {
-        Jail::Full if names.is_empty() => {}
-        Jail::Full => log::info!("the server is confined by {}", names.join(", ")),
-        Jail::None => log::warn!("the server is not confined: -o jail=none"),
+    let names = |measures: &[&Measure]| measures.iter().map(|measure| measure.step).collect::<Vec<_>>().join(", ");
+    if jail == Jail::None {
+        log::warn!("the server is not confined by {}: -o jail=none", names(&missing));
+    }
+    if !taken.is_empty() {
+        log::info!("the server is confined by {}", names(&taken));
     }
     for measure in taken {
         if let Some(why) = &measure.why {
