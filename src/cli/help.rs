@@ -17,7 +17,8 @@ The tree:
   by-diff/ID/           the same by its diff ID
   by-container/NAME/    a container: its changes, and what it sees
   merged/IMAGE/         all layers of an image, united: what a container would see
-  status                what was read, what of it is damaged, what the mount does (JSON)
+  status                what was read, what of it is damaged, how the process that reads it
+                        is confined, what the mount does (JSON)
 
   An image's directory holds config.json, history, layers/N/ (0 is the base),
   layers/N.json, and merged. In layers/N/ a deletion is an empty file .wh.NAME.
@@ -91,12 +92,12 @@ Environment:
   XDG_CONFIG_HOME, XDG_DATA_HOME, HOME
                     where a rootless Docker's daemon.json and store are looked for
 
-USR1 has it log what it has done and what it holds, which status shows too, and --metrics
-tells Prometheus at http://HOST:PORT/metrics.
+--metrics tells Prometheus, at http://HOST:PORT/metrics, the figures that status shows.
 
 TERM and INT unmount and end it; if the mount is in use, it is detached, and its users have
 10 seconds. HUP has the store read again (but ends a mount in the foreground of a terminal),
-USR1 logs counters. A mount point in the store, or around it, is refused: reading would never end.";
+USR1 logs what it has done and what it holds. If the mount cannot be taken away, the exit code
+is 1. A mount point in the store, or around it, is refused: reading would never end.";
 
 pub(super) const UNMOUNT: &str = "Ends a mount of docker-fs";
 
