@@ -59,14 +59,20 @@ impl Server {
         Failure::failed(format!("the server ended without a word{how}"))
     }
 
-    /// Has the server answer for the mount whose device this is, and waits until it does.
-    fn hand_over(&mut self, device: OwnedFd) -> Result<(), Failure> {
+    /// Has the server answer for the mount whose device this is, and waits until it does, or someone `gives_up`.
+    fn hand_over(&mut self, device: OwnedFd, mut gives_up: impl FnMut() -> bool) -> Result<(), Failure> {
         self.link.give(&device).map_err(|error| match is_gone(&error) {
             true => self.silence(),
             false => Failure::failed(format!("cannot reach the server: {}", words(&error))),
         })?;
         // Who else holds it keeps the mount from ending with the server.
         drop(device);
+        let cannot = |error: io::Error| Failure::failed(format!("cannot wait for the server: {}", words(&error)));
+        while !self.link.has_word_within(signals::POLL).map_err(cannot)? {
+            if gives_up() {
+                return Err(Failure::failed("ended by a signal before the server answered"));
+            }
+        }
         self.want(|word| matches!(word, Word::Serving).then_some(()))
     }
 
@@ -161,7 +167,7 @@ pub(super) fn keep(mut server: Server, plan: &Plan, audience: &mut Audience) -> 
         Word::Serving | Word::Failed(_) => None,
     })?;
     let cannot = |what: &str, error: &io::Error| Failure::failed(format!("{what}: {}", words(error)));
-    let held = signals::hold(plan.place).map_err(|error| cannot("cannot receive signals", &error))?;
+    let mut held = signals::hold(plan.place).map_err(|error| cannot("cannot receive signals", &error))?;
     let (device, attached) = mount::attach(&plan.mount)?;
     let abandoned = |mut failure: Failure| {
         if let Err(error) = attached.detach(How::Lazy) {
@@ -169,7 +175,7 @@ pub(super) fn keep(mut server: Server, plan: &Plan, audience: &mut Audience) -> 
         }
         failure
     };
-    server.hand_over(device).map_err(abandoned)?;
+    server.hand_over(device, || held.is_over()).map_err(abandoned)?;
     attached.read_in_large_pieces();
 
     let status = format!("{} on {}", plan.source.display(), plan.mount.mount_point.display());
@@ -209,7 +215,7 @@ mod tests {
             // Before it hung up, it ended.
             server.wait(WaitOptions::empty());
             drop(link);
-            let failure = server.hand_over(device()).unwrap_err();
+            let failure = server.hand_over(device(), || false).unwrap_err();
             assert_eq!(failure, Failure::failed(format!("the server ended without a word ({how})")));
         }
     }
@@ -219,7 +225,7 @@ mod tests {
         let (mut server, link) = server("exit 1");
         link.say(&Word::Failed("the disk is gone".to_owned())).unwrap();
         drop(link);
-        assert_eq!(server.hand_over(device()), Err(Failure::failed("the disk is gone")));
+        assert_eq!(server.hand_over(device(), || false), Err(Failure::failed("the disk is gone")));
     }
 
     #[test]
@@ -235,6 +241,19 @@ mod tests {
         link.say(&Word::Failed("the disk is gone".to_owned())).unwrap();
         drop(link);
         assert_eq!(server.link.last_word(), Some(Word::Failed("the disk is gone".to_owned())));
+    }
+
+    #[test]
+    fn a_server_that_says_nothing_is_not_waited_for_by_who_gives_up() {
+        let (mut server, link) = server("exec sleep 1000");
+        let mut looks = 0;
+        let gives_up = || {
+            looks += 1;
+            looks == 3
+        };
+        let failure = Failure::failed("ended by a signal before the server answered");
+        assert_eq!(server.hand_over(device(), gives_up), Err(failure));
+        drop(link);
     }
 
     #[test]

@@ -12,7 +12,9 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -69,6 +71,20 @@ impl Link {
         self.receive(&mut RecvAncillaryBuffer::new(&mut []), RecvFlags::empty())?
             .map(|bytes| Word::parse(&bytes))
             .transpose()
+    }
+
+    /// Waits for a word, or the end of the other, for so long; tells whether there is one.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(super) fn has_word_within(&self, time: Duration) -> io::Result<bool> {
+        let time = Timespec::try_from(time).map_err(io::Error::other)?;
+        match poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&time)) {
+            Ok(ready) => Ok(ready > 0),
+            // A signal came, which the caller may want to look at.
+            Err(Errno::INTR) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     /// A word that was said already.

@@ -28,7 +28,8 @@ use crate::mount::{Attached, How};
 const HEEDED: [i32; 5] = [SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGCHLD];
 /// How long the users of a detached mount are waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
-const POLL: Duration = Duration::from_millis(20);
+/// How often it is looked for what no signal tells.
+pub(super) const POLL: Duration = Duration::from_millis(20);
 
 /// The signals, held from before the mount is made until someone watches.
 #[derive(Debug)]
@@ -95,6 +96,12 @@ fn detach(attached: &Attached) -> io::Result<()> {
 }
 
 impl Held {
+    /// Whether a signal came that ends the mount; others that came are forgotten, as there is nothing yet to be read again.
+    pub(super) fn is_over(&mut self) -> bool {
+        let hang_up_ends = self.hang_up_ends;
+        self.signals.pending().any(|signal| matches!(signal, SIGINT | SIGTERM) || signal == SIGHUP && hang_up_ends)
+    }
+
     /// Waits for the end of the mount, or ends it at a signal.
     ///
     /// # Errors
