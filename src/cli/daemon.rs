@@ -136,9 +136,11 @@ pub(super) fn start(work: impl FnOnce(&mut Audience) -> Result<(), Failure>) -> 
 
 /// Leaves the terminal's session and the directory, which could not be unmounted otherwise.
 fn leave() -> Result<(), Failure> {
-    let failed = |error: rustix::io::Errno| Failure::failed(format!("cannot leave the terminal: {error}"));
-    rustix::process::setsid().map_err(failed)?;
-    rustix::process::chdir("/").map_err(failed)
+    let failed = |doing: &'static str| {
+        move |errno: rustix::io::Errno| Failure::failed(format!("cannot {doing}: {}", words(&errno.into())))
+    };
+    rustix::process::setsid().map_err(failed("leave the terminal"))?;
+    rustix::process::chdir("/").map_err(failed("leave the directory for /"))
 }
 
 /// Reports a failure, unless the command was told already that all is well: then it is in the log file alone.

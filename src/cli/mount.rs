@@ -142,7 +142,7 @@ fn raise_descriptor_limit() {
     if limit.current != limit.maximum {
         limit.current = limit.maximum;
         if let Err(error) = setrlimit(Resource::Nofile, limit) {
-            log::debug!("cannot raise the number of open files: {error}");
+            log::debug!("cannot raise the number of open files to {:?}: {}", limit.maximum, words(&error.into()));
         }
     }
 }

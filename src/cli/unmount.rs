@@ -22,9 +22,9 @@ pub(super) fn run(request: &Unmount) -> Result<(), Failure> {
     let dir = canonical(&request.dir)
         .map_err(|error| Failure::failed(format!("cannot find {}: {}", request.dir.display(), words(&error))))?;
     let shown = dir.display();
-    if !mounts()?.at(&dir).is_some_and(Mount::is_ours) {
+    let Some(ours) = mounts()?.at(&dir).filter(|mount| mount.is_ours()).map(Mount::number) else {
         return Err(Failure::failed(format!("{shown} is not a mount of docker-fs")));
-    }
+    };
     unmount(&dir, request.how).map_err(|error| {
         Failure::failed(if is_busy(&error) {
             format!(
@@ -34,7 +34,13 @@ pub(super) fn run(request: &Unmount) -> Result<(), Failure> {
         } else {
             format!("cannot unmount {shown}: {}", words(&error))
         })
-    })
+    })?;
+    match mounts()?.at(&dir).map(Mount::number) {
+        Some(number) if number == ours => {
+            Err(Failure::failed(format!("{shown} was unmounted without an error, but is still mounted")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The mounts as they are.

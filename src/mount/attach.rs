@@ -9,7 +9,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 use rustix::io::{Errno, FdFlags, IoSliceMut};
@@ -20,7 +20,7 @@ use rustix::net::{
 
 use super::mountinfo::{Mount, Mounts, Number};
 use super::{Options, SUBTYPE, TYPE};
-use crate::error::{Error, Result, system_words};
+use crate::error::{Error, Result, printable, system_words};
 
 /// The setuid helper of package fuse3, by which other users than root mount and unmount.
 pub const FUSERMOUNT: &str = "fusermount3";
@@ -144,7 +144,15 @@ fn by_helper(options: &Options) -> io::Result<OwnedFd> {
     let end = child.wait_with_output()?;
     match device? {
         Some(device) if end.status.success() => Ok(device),
-        _ => Err(io::Error::other(String::from_utf8_lossy(&end.stderr).trim().to_owned())),
+        _ => Err(io::Error::other(complaint(&end))),
+    }
+}
+
+/// What the helper has to say; it may fail without a word.
+fn complaint(end: &Output) -> String {
+    match String::from_utf8_lossy(&end.stderr).trim() {
+        "" => format!("{FUSERMOUNT} ended without a word ({})", end.status),
+        said => printable(said.to_owned()),
     }
 }
 
@@ -275,13 +283,12 @@ fn unmount_by_helper(point: &Path, how: How) -> io::Result<()> {
     let mut helper = Command::new(FUSERMOUNT);
     helper.arg(flags).arg("--").arg(point).env("LC_ALL", "C").stdin(Stdio::null());
     let answer = helper.output().map_err(missing_helper)?;
-    let said = String::from_utf8_lossy(&answer.stderr);
     if answer.status.success() {
         Ok(())
-    } else if said.contains("busy") {
+    } else if String::from_utf8_lossy(&answer.stderr).contains("busy") {
         Err(Errno::BUSY.into())
     } else {
-        Err(io::Error::other(said.trim().to_owned()))
+        Err(io::Error::other(complaint(&answer)))
     }
 }
 
@@ -296,7 +303,19 @@ fn missing_helper(error: io::Error) -> io::Error {
 
 #[cfg(test)]
 mod tests {
-    use super::plain;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::ExitStatus;
+
+    use super::*;
+
+    #[test]
+    fn a_helper_that_fails_without_a_word_is_named() {
+        let ended = |stderr: &str| {
+            complaint(&Output { status: ExitStatus::from_raw(256), stdout: Vec::new(), stderr: stderr.into() })
+        };
+        assert_eq!(ended("\n"), "fusermount3 ended without a word (exit status: 1)");
+        assert_eq!(ended("fusermount3: no\n"), "fusermount3: no");
+    }
 
     #[test]
     fn a_source_name_cannot_add_options() {
