@@ -109,6 +109,9 @@ fn configured(file: &Path) -> Option<PathBuf> {
     Some(root)
 }
 
+/// A store, and where it is.
+type Opened = (PathBuf, Box<dyn Store>);
+
 /// Opens the store that was named, or the machine's own, and says where it is.
 ///
 /// # Errors
@@ -117,10 +120,16 @@ pub(super) fn open(
     source: Option<&Path>,
     surroundings: impl FnOnce() -> Surroundings,
     options: &store::Options,
-) -> Result<(PathBuf, Box<dyn Store>), Failure> {
+) -> Result<Opened, Failure> {
     match source {
         Some(source) => named(source, options).map(|store| (source.to_owned(), store)),
-        None => found(&surroundings(), options),
+        None => {
+            let ((place, store), passed_over) = found(&surroundings(), options)?;
+            for other in passed_over {
+                log::warn!("{} is taken, though there may be a store that {other}", place.display());
+            }
+            Ok((place, store))
+        }
     }
 }
 
@@ -140,12 +149,14 @@ fn named(source: &Path, options: &store::Options) -> Result<Box<dyn Store>, Fail
     })
 }
 
-fn found(surroundings: &Surroundings, options: &store::Options) -> Result<(PathBuf, Box<dyn Store>), Failure> {
+/// The first place that holds a store, with those before it of which that could not be told, and why.
+fn found(surroundings: &Surroundings, options: &store::Options) -> Result<(Opened, Vec<String>), Failure> {
+    let mut passed_over = Vec::new();
     let mut tried = String::new();
     let mut denied = false;
     for place in surroundings.candidates() {
         let why = match store::open(&place, options) {
-            Ok(store) => return Ok((place, store)),
+            Ok(store) => return Ok(((place, store), passed_over)),
             Err(Error::NotFound { .. }) => "holds no store".to_owned(),
             // There is a store, and it is the machine's own: another one further down is not what was meant.
             Err(error @ (Error::Unsupported { .. } | Error::Damaged { .. })) => return Err(error.into()),
@@ -153,9 +164,13 @@ fn found(surroundings: &Surroundings, options: &store::Options) -> Result<(PathB
                 Some(why) => why.to_owned(),
                 None if matches!(error.errno(), Errno::ACCESS | Errno::PERM) => {
                     denied = true;
+                    passed_over.push(format!("may not be read by this user: {}", place.display()));
                     "may not be read by this user".to_owned()
                 }
-                None => error.to_string(),
+                None => {
+                    passed_over.push(format!("cannot be read: {error}"));
+                    error.to_string()
+                }
             },
         };
         tried.push_str(&format!("\n  {} {why}", place.display()));
@@ -249,6 +264,22 @@ mod tests {
              MOUNTPOINT"
         );
         assert_eq!(failure, Failure::no_store(message));
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_read_is_not_passed_over_silently() {
+        let dir = tempfile::tempdir().unwrap();
+        let machine = Surroundings { user: None, ..machine(dir.path()) };
+        let link = dir.path().join("loop");
+        std::os::unix::fs::symlink(&link, &link).unwrap();
+        write(&dir.path().join("etc/docker/daemon.json"), &format!(r#"{{"data-root": "{}"}}"#, link.display()));
+        let store = dir.path().join("var/lib/docker");
+        for folder in ["image/overlay2/imagedb/content/sha256", "image/overlay2/layerdb/sha256", "overlay2/l"] {
+            fs::create_dir_all(store.join(folder)).unwrap();
+        }
+        let ((place, _), passed_over) = found(&machine, &store::Options::default()).unwrap();
+        let why = format!("cannot be read: cannot open {}: Too many levels of symbolic links", link.display());
+        assert_eq!((place, passed_over), (store, vec![why]));
     }
 
     #[test]
