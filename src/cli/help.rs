@@ -51,7 +51,7 @@ Mount options (-o):
   opens=passthrough   … asks, and reads large files by itself where it can
   opens=each          … asks for each opening and reading
   threads=N           how many requests are served at once, 1 to 64
-                      [default: as many as there are CPUs, 2 to 8]
+                      [default: 32, fewer where few files may be open]
   whiteouts=oci       a deletion in a layer is a file .wh.NAME, as in OCI images [default]
   whiteouts=stored    a deletion is what the store has, such as a device 0:0
   xattrs=auto         find out which attributes overlay layers have their marks in [default]
