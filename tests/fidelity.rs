@@ -1638,3 +1638,62 @@ fn an_image_without_layers_is_an_empty_tree() {
     let merged = fs::canonicalize(mount.path().join("by-tag/empty:1/merged")).unwrap();
     assert!(fs::metadata(&merged).unwrap().is_dir() && fs::read_dir(&merged).unwrap().next().is_none());
 }
+
+/// Gives all below a directory to another owner, as `chown -R` does.
+fn give_away(dir: &Path) {
+    lchown(dir, Some(1000), Some(1000)).unwrap();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let meta = fs::symlink_metadata(&path).unwrap();
+        if meta.is_dir() { give_away(&path) } else { lchown(&path, Some(1000), Some(1000)).unwrap() }
+    }
+}
+
+#[test]
+fn a_store_that_was_given_to_another_owner_keeps_its_deletions() {
+    if !require_privileges("trusted attributes") {
+        return;
+    }
+    // Whose engine made it is found out by marks that may be anywhere; with none, either answer is right.
+    for (mark, decoy) in [
+        (Some("trusted.overlay.opaque"), None),
+        (Some("trusted.overlay.opaque"), Some("user.overlay.opaque")),
+        (Some("user.overlay.opaque"), None),
+        (None, None),
+    ] {
+        for is_whole in [false, true] {
+            let dir = support::scratch("fidelity");
+            let mut store = StoreBuilder::new(dir.path().join("docker"));
+            let layers = store.chain(2);
+            for layer in &layers {
+                for place in ["opt/app/deep", "srv/other"] {
+                    fs::create_dir_all(layer.diff_dir().join(place)).unwrap();
+                }
+            }
+            let (lower, upper) = (layers[0].diff_dir(), layers[1].diff_dir());
+            fs::write(lower.join("opt/app/deep/deleted"), "deleted").unwrap();
+            fs::write(lower.join("srv/other/kept"), "kept").unwrap();
+            if let Some(mark) = mark {
+                set_xattr(&upper.join("opt/app/deep"), mark, b"y");
+            }
+            if let Some(decoy) = decoy {
+                set_xattr(&upper.join("srv/other"), decoy, b"y");
+            }
+            let image = store.image(&layers);
+            store.tag("app:1", &image);
+            let root = store.finish();
+            let is_roots = mark.is_some_and(|mark| mark.starts_with("trusted"));
+            match is_whole {
+                true => give_away(&root),
+                // As the engine of a user that root's engine is remapped to leaves it.
+                false if is_roots => lchown(root.join("overlay2"), Some(1000), Some(1000)).unwrap(),
+                false => continue,
+            }
+            let mount = Mounted::new(&root, &dir.path().join("mnt"));
+            let top = mount.path().join("merged/app:1");
+            let case = format!("{mark:?}, {decoy:?}, all given away: {is_whole}");
+            assert_eq!(top.join("opt/app/deep/deleted").exists(), mark.is_none(), "{case}");
+            assert!(top.join("srv/other/kept").exists(), "{case}");
+        }
+    }
+}

@@ -76,6 +76,8 @@ struct Bench {
     _tmpfs: Option<Tmpfs>,
     dir: TempDir,
     stored: Vec<Stored>,
+    /// Whether it is a rootless engine's, whose marks are in `user.overlay.*`.
+    is_rootless: bool,
 }
 
 impl Bench {
@@ -84,15 +86,14 @@ impl Bench {
         let data = dir.path().join("data");
         let tmpfs = (backing == Backing::Tmpfs).then(|| Tmpfs::new(&data));
         let mut store = StoreBuilder::new(data.join("docker"));
-        let rootless = stacks.iter().any(|stack| stack.marks == Marks::User);
+        let is_rootless = stacks.iter().any(|stack| stack.marks == Marks::User);
         let stored =
             stacks.into_iter().enumerate().map(|(n, stack)| store_stack(&mut store, n, stack, shape)).collect();
-        if rootless {
-            // A store that an ordinary user owns is a rootless daemon's, whose marks are in user.overlay.
+        if is_rootless {
             std::os::unix::fs::chown(store.overlay2(), Some(1000), Some(1000)).expect("chown overlay2");
         }
         store.finish();
-        Self { _tmpfs: tmpfs, dir, stored }
+        Self { _tmpfs: tmpfs, dir, stored, is_rootless }
     }
 
     fn source(&self) -> PathBuf {
@@ -102,7 +103,9 @@ impl Bench {
     /// Each stack's differences. The kernel goes first: it writes marks of its own into a container's writable layer.
     fn differences(&self) -> Vec<Vec<String>> {
         let expected: Vec<Result<Walk, String>> = self.stored.iter().map(kernel_tree).collect();
-        let mounted = Mounted::new(&self.source(), &self.dir.path().join("mnt"));
+        // There are trusted attributes in it as well, which no rootless engine can have made: so it must be said.
+        let options: &[&str] = if self.is_rootless { &["-o", "xattrs=user"] } else { &[] };
+        let mounted = Mounted::with(&self.source(), &self.dir.path().join("mnt"), options, 0);
         let pairs = self.stored.iter().zip(expected);
         pairs
             .map(|(stored, expected)| match expected {

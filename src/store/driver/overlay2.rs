@@ -9,8 +9,9 @@
 //! ```
 //!
 //! The private attributes are `trusted.overlay.*`, or `user.overlay.*` in the store of a rootless engine. Nothing in
-//! the store says which, but the folder of a rootless engine does not belong to root, and the kernel leaves marks of
-//! its own on directories that were mounted.
+//! the store says which. But nothing in the store of a rootless engine belongs to root, the kernel leaves marks of its own
+//! on layers that were mounted for writing, and who has no privileges can make no `trusted.` attribute. A copy may have
+//! been given to another owner, so the owner alone proves nothing.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -109,8 +110,12 @@ fn guess_prefix(root: &Root) -> Result<Prefix> {
     }
     // A daemon run by root with user namespaces for containers (userns-remap) also has folders of another owner.
     let mut seen_user = false;
-    for name in root.names(&top)?.into_iter().take(LOOKED_AT) {
-        let diff = TreePath::from(name).join_path(&path(&["diff"]));
+    let layers =
+        || root.names(&top).map(|names| names.into_iter().map(|name| TreePath::from(name).join_path(&path(&["diff"]))));
+    for diff in layers()?.take(LOOKED_AT) {
+        if root.stat(&diff).ok().flatten().is_some_and(|diff| diff.uid == 0) {
+            return Ok(Prefix::Trusted);
+        }
         let attributes = match root.xattr_names(&diff) {
             Ok(attributes) => attributes,
             Err(error) if error.is_transient() => return Err(error),
@@ -121,8 +126,59 @@ fn guess_prefix(root: &Root) -> Result<Prefix> {
         }
         seen_user |= attributes.iter().any(|name| name.starts_with(Prefix::User.as_bytes()));
     }
-    let is_remapped = root.host_path(&top).parent().is_some_and(is_remapped_root);
-    Ok(if is_remapped && !seen_user { Prefix::Trusted } else { Prefix::User })
+    if seen_user {
+        return Ok(Prefix::User);
+    }
+    if root.host_path(&top).parent().is_some_and(is_remapped_root) {
+        return Ok(Prefix::Trusted);
+    }
+    let shown = root.shown(&top);
+    if !reads_trusted_xattrs() {
+        log::warn!(
+            "{shown} is taken for the store of a rootless engine, as it does not belong to root; if it is a copy of a store \
+             of root's, deleted files come back, and only root can read it rightly (-o xattrs=user to say that it is none)"
+        );
+        return Ok(Prefix::User);
+    }
+    let has_trusted = has_trusted_marks(root, layers()?)?;
+    let prefix = if has_trusted { Prefix::Trusted } else { Prefix::User };
+    log::info!(
+        "{shown} does not belong to root; it is read with {}* attributes",
+        String::from_utf8_lossy(prefix.as_bytes())
+    );
+    Ok(prefix)
+}
+
+/// Whether anything in these layers bears a mark that only an engine with privileges can have made.
+fn has_trusted_marks(root: &Root, layers: impl Iterator<Item = TreePath>) -> Result<bool> {
+    /// More files than most stores have; each takes some microseconds.
+    const LOOKED_AT: usize = 5_000_000;
+    let mut dirs: Vec<TreePath> = layers.collect();
+    let mut seen = 0_usize;
+    while let Some(dir) = dirs.pop() {
+        let entries = match root.list(&dir, &|_| true) {
+            Ok(entries) => entries,
+            Err(error) if error.is_transient() => return Err(error),
+            Err(_) => continue,
+        };
+        seen = seen.saturating_add(entries.len());
+        for (name, meta) in entries {
+            let path = dir.join(&name);
+            let attributes = if meta.bare { Vec::new() } else { root.xattr_names(&path).unwrap_or_default() };
+            if attributes.iter().any(|name| name.starts_with(Prefix::Trusted.as_bytes())) {
+                return Ok(true);
+            }
+            if meta.is_dir() {
+                dirs.push(path);
+            }
+        }
+        if seen > LOOKED_AT {
+            let shown = root.shown(&TreePath::root());
+            log::warn!("{shown} is too large to be searched for marks of deletions; -o xattrs= says which it has");
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Whether a data root has the name `<uid>.<gid>` that userns-remap gives it.
