@@ -498,7 +498,7 @@ fn clients_read_on_while_the_engine_works_without_pause() {
         failures: Mutex::default(),
         alarms: Mutex::default(),
     };
-    let pid = bench.mount.daemon().unwrap();
+    let pid = bench.mount.server().unwrap();
     // All that stays is read once, so that what is counted is growth.
     (0..200).for_each(|seed| bench.read_staying(&mut Random::new(seed)));
     bench.list_all();
