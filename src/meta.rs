@@ -79,6 +79,8 @@ pub struct Meta {
     pub created: Timestamp,
     /// The file's number within its layer; names of one layer with the same number are hard links of one file.
     pub inode: u64,
+    /// Which part of its file system numbers the file: a subvolume, or the whole. Zero for what no file system holds.
+    pub volume: u64,
     /// Whether the file is known to have no extended attributes at all.
     pub bare: bool,
 }
@@ -102,6 +104,7 @@ impl Meta {
             changed: time,
             created: Timestamp::default(),
             inode: 0,
+            volume: 0,
             bare: true,
         }
     }

@@ -48,6 +48,8 @@ use resolve::{FOLDER, Ground, HANDLE, MountId, PIECE_MAX, RETRIES, is_same};
 
 /// The largest value of an extended attribute, and the longest list of names (Linux `XATTR_SIZE_MAX`), in bytes.
 pub const XATTR_MAX: usize = 65_536;
+/// `STATX_SUBVOL` (`linux/stat.h`), which rustix does not name.
+const SUBVOLUME: StatxFlags = StatxFlags::from_bits_retain(0x8000);
 /// How a regular file is opened; whatever else may have taken its place is not waited for.
 const FILE: OFlags =
     OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
@@ -178,6 +180,27 @@ impl Root {
             }
             Err(errno) => Err(Error::io(|| format!("open {}", self.shown(path)))(errno)),
         }
+    }
+
+    /// Opens a directory below as a root of its own where another file system is mounted upon it; `None` where none is,
+    /// and after [`Root::let_go`], as mounts are then out of sight.
+    ///
+    /// # Errors
+    /// [`Error::Io`], also where a part of `path` is a symbolic link.
+    pub fn mounted(&self, path: &TreePath) -> Result<Option<Self>> {
+        let found = self.found.lock();
+        let doing = || format!("open {}", self.shown(path));
+        let from = match found.as_ref() {
+            Some(found) => found.as_fd(),
+            None if self.is_private => return Ok(None),
+            None => self.reading.as_fd(),
+        };
+        let there = resolve::open(from, path, FOLDER, Ground::Tree).map_err(Error::io(doing))?;
+        let mount_of = |fd: BorrowedFd<'_>| Ok::<_, Errno>(MountId::of(&raw_stat(fd, c"")?));
+        if mount_of(from).map_err(Error::io(doing))? == mount_of(there.as_fd()).map_err(Error::io(doing))? {
+            return Ok(None);
+        }
+        Self::of(self.host_path(path), there).map(Some)
     }
 
     fn of(path: PathBuf, found: OwnedFd) -> Result<Self> {
@@ -778,7 +801,7 @@ pub fn meta_of(file: impl AsFd) -> std::io::Result<Meta> {
 
 fn raw_stat<P: rustix::path::Arg>(dir: BorrowedFd<'_>, path: P) -> rustix::io::Result<Statx> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-    rustix::fs::statx(dir, path, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME | StatxFlags::MNT_ID)
+    rustix::fs::statx(dir, path, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME | StatxFlags::MNT_ID | SUBVOLUME)
 }
 
 fn stat_of<P: rustix::path::Arg>(dir: BorrowedFd<'_>, path: P) -> rustix::io::Result<Meta> {
@@ -802,8 +825,17 @@ fn meta_from(all: &Statx) -> Meta {
         changed: time(all.stx_ctime),
         created: time(all.stx_btime),
         inode: all.stx_ino,
+        volume: volume_of(all),
         bare: false,
     }
+}
+
+/// The subvolume that a file lies in, where its file system has such (Linux 6.10), otherwise the file system's device.
+fn volume_of(all: &Statx) -> u64 {
+    if StatxFlags::from_bits_retain(all.stx_mask).contains(SUBVOLUME) {
+        return all.stx_subvol;
+    }
+    u64::from(all.stx_dev_major) << 32 | u64::from(all.stx_dev_minor)
 }
 
 fn kind_of(mode: u16) -> Kind {

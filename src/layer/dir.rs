@@ -4,10 +4,11 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{Advice, SeekFrom};
 use rustix::io::{Errno, ReadWriteFlags};
+use sha2::{Digest, Sha256};
 
 use super::gate::{Gate, Inside};
 use super::names::{Gathering, too_many};
@@ -23,6 +24,8 @@ pub struct DirTree {
     root: Arc<Root>,
     base: TreePath,
     gate: Arc<Gate>,
+    /// The volume of `base`, once it was asked for; only of a tree that may span several.
+    home: Option<OnceLock<u64>>,
 }
 
 impl DirTree {
@@ -35,7 +38,25 @@ impl DirTree {
     /// As [`DirTree::new`], with the gate that all trees of the same directory share.
     #[must_use]
     pub fn behind(gate: Arc<Gate>, root: Arc<Root>, base: TreePath) -> Self {
-        Self { root, base, gate }
+        Self { root, base, gate, home: None }
+    }
+
+    /// The same tree as one that may span volumes, each of which numbers its own files: subvolumes that a container
+    /// made. A number is then told from those of other volumes.
+    #[must_use]
+    pub fn spanning(self) -> Self {
+        Self { home: Some(OnceLock::new()), ..self }
+    }
+
+    /// The volume whose numbers stay as they are; `None` where all are of one.
+    fn home(&self) -> Result<Option<u64>> {
+        let Some(known) = &self.home else { return Ok(None) };
+        if let Some(home) = known.get() {
+            return Ok(Some(*home));
+        }
+        let stale = || Error::Stale { what: self.root.shown(&self.base) };
+        let base = self.root.stat(&self.base)?.ok_or_else(stale)?;
+        Ok(Some(*known.get_or_init(|| base.volume)))
     }
 
     fn enter(&self) -> Result<Inside<'_>> {
@@ -58,7 +79,8 @@ impl LayerTree for DirTree {
         if found.is_none() && !path.is_root() {
             self.check()?;
         }
-        Ok(found)
+        let Some(meta) = found else { return Ok(None) };
+        Ok(Some(numbered(meta, self.home()?)))
     }
 
     fn list(&self, dir: &TreePath, wanted: &dyn Fn(&Name) -> bool) -> Result<Vec<(Name, Meta)>> {
@@ -68,13 +90,19 @@ impl LayerTree for DirTree {
         if gathering.is_over() {
             return Err(too_many(&self.root.shown(&self.base.join_path(dir))));
         }
-        listed
+        let mut listed = listed?;
+        if let home @ Some(_) = self.home()? {
+            for (_, meta) in &mut listed {
+                *meta = numbered(*meta, home);
+            }
+        }
+        Ok(listed)
     }
 
     fn open(&self, file: &TreePath) -> Result<Box<dyn ReadAt>> {
         let _inside = self.enter()?;
         let file = self.root.open_file(&self.base.join_path(file))?;
-        Ok(Box::new(OpenFile { file, gate: Arc::clone(&self.gate) }))
+        Ok(Box::new(OpenFile { file, gate: Arc::clone(&self.gate), home: self.home()? }))
     }
 
     fn read_link(&self, link: &TreePath) -> Result<Vec<u8>> {
@@ -97,11 +125,29 @@ impl LayerTree for DirTree {
     }
 }
 
+/// The attributes with a number that is no other file's of the tree: of a file in another volume than the tree's own
+/// it is a hash, since volumes use the same numbers.
+fn numbered(meta: Meta, home: Option<u64>) -> Meta {
+    if home.is_none_or(|home| home == meta.volume) {
+        return meta;
+    }
+    let mut hash = Sha256::new();
+    hash.update(meta.volume.to_le_bytes());
+    hash.update(meta.inode.to_le_bytes());
+    let mut inode = [0; 8];
+    for (to, from) in inode.iter_mut().zip(hash.finalize()) {
+        *to = from;
+    }
+    Meta { inode: u64::from_le_bytes(inode), ..meta }
+}
+
 /// An open file of a layer.
 #[derive(Debug)]
 struct OpenFile {
     file: File,
     gate: Arc<Gate>,
+    /// As [`DirTree::home`].
+    home: Option<u64>,
 }
 
 impl ReadAt for OpenFile {
@@ -122,7 +168,7 @@ impl ReadAt for OpenFile {
 
     fn meta(&self) -> io::Result<Option<Meta>> {
         let _inside = self.gate.enter()?;
-        Ok(Some(root::meta_of(&self.file)?))
+        Ok(Some(numbered(root::meta_of(&self.file)?, self.home)))
     }
 
     fn will_need(&self) -> io::Result<bool> {

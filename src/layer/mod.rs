@@ -3,6 +3,7 @@
 //! A [`LayerTree`] reports what is stored and knows nothing of deletions; every rule about those is in
 //! [`whiteout`]. A [`Layer`] puts the two together. Which layers there are and how they stack is the stores' business.
 
+pub mod difference;
 pub mod dir;
 pub mod gate;
 pub mod mem;

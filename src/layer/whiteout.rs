@@ -44,6 +44,9 @@ const METACOPY_HEADER: usize = 4;
 pub enum Whiteouts {
     /// Kernel overlayfs', with the attributes of this prefix.
     Overlay(Prefix),
+    /// None: the layer is a whole tree, in which devices and attributes are nothing but that. A difference of two such
+    /// trees ([`super::difference`]) has made-up devices 0/0 for what is gone, which no file system holds.
+    Whole,
 }
 
 /// Which extended attributes are overlayfs' own.
@@ -100,25 +103,27 @@ impl Stored<'_> {
 }
 
 impl Whiteouts {
-    /// The prefix of the private attributes.
+    /// The prefix of the private attributes, where there are any.
     #[must_use]
-    pub fn prefix(self) -> Prefix {
+    pub fn prefix(self) -> Option<Prefix> {
         match self {
-            Self::Overlay(prefix) => prefix,
+            Self::Overlay(prefix) => Some(prefix),
+            Self::Whole => None,
         }
     }
 
     /// Whether redirects are followed; with `userxattr` the kernel refuses them.
     #[must_use]
     pub fn follows_redirects(self) -> bool {
-        self.prefix() == Prefix::Trusted
+        self.prefix() == Some(Prefix::Trusted)
     }
 
     /// One of the private attributes. `user.` ones need read permission on the file; a file that this process may not
     /// read is taken to have none, as the kernel does with `userxattr`.
     fn own(self, tree: &dyn LayerTree, path: &TreePath, name: &str) -> Result<Option<Vec<u8>>> {
-        match tree.xattr(path, &self.prefix().with(name)) {
-            Err(error) if self.prefix() == Prefix::User && error.errno() == Errno::ACCESS => Ok(None),
+        let Some(prefix) = self.prefix() else { return Ok(None) };
+        match tree.xattr(path, &prefix.with(name)) {
+            Err(error) if prefix == Prefix::User && error.errno() == Errno::ACCESS => Ok(None),
             answer => answer,
         }
     }
@@ -134,7 +139,7 @@ impl Whiteouts {
     pub fn ends_search(self, meta: &Meta) -> bool {
         match meta.kind {
             Kind::Directory => false,
-            Kind::Regular => meta.bare,
+            Kind::Regular => meta.bare || self == Self::Whole,
             Kind::CharDevice | Kind::Symlink | Kind::Fifo | Kind::Socket | Kind::BlockDevice => true,
         }
     }
@@ -145,7 +150,10 @@ impl Whiteouts {
     /// Where the attributes that tell could not be read.
     pub fn is_whiteout(self, entry: &Stored<'_>) -> Result<bool> {
         match entry.meta.kind {
-            Kind::CharDevice => Ok(entry.meta.rdev == DeviceNumber { major: 0, minor: 0 }),
+            Kind::CharDevice => {
+                let is_stored_as_one = self != Self::Whole || entry.meta.volume == 0;
+                Ok(is_stored_as_one && entry.meta.rdev == DeviceNumber { major: 0, minor: 0 })
+            }
             Kind::Regular if entry.meta.size_bytes == 0 => Ok(self.of(entry, "whiteout")?.is_some()),
             Kind::Regular | Kind::Directory | Kind::Symlink | Kind::Fifo | Kind::Socket | Kind::BlockDevice => {
                 Ok(false)
@@ -208,7 +216,7 @@ impl Whiteouts {
     /// The name under which users see a stored attribute; `None` for the private ones.
     #[must_use]
     pub fn shown_xattr(self, stored: &[u8]) -> Option<Vec<u8>> {
-        let prefix = self.prefix().as_bytes();
+        let Some(prefix) = self.prefix().map(Prefix::as_bytes) else { return Some(stored.to_vec()) };
         match stored.strip_prefix(prefix) {
             None => Some(stored.to_vec()),
             Some(own) => own.strip_prefix(b"overlay.").map(|escaped| [prefix, escaped].concat()),
@@ -218,7 +226,7 @@ impl Whiteouts {
     /// The name under which an attribute is stored that users see as `shown`.
     #[must_use]
     pub fn stored_xattr(self, shown: &[u8]) -> Vec<u8> {
-        let prefix = self.prefix().as_bytes();
+        let Some(prefix) = self.prefix().map(Prefix::as_bytes) else { return shown.to_vec() };
         match shown.strip_prefix(prefix) {
             None => shown.to_vec(),
             Some(rest) => [prefix, b"overlay.", rest].concat(),

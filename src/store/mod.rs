@@ -17,6 +17,7 @@ use std::time::{Duration, SystemTime};
 use crate::digest::{CacheId, ChainId, ContainerId, DiffId, ImageId};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
+use crate::layer::difference::Life;
 use crate::layer::whiteout::Prefix;
 use crate::meta::{Meta, Timestamp};
 use crate::name::TreePath;
@@ -111,6 +112,29 @@ pub trait Store: Debug + Send + Sync {
     /// [`Error::Damaged`] where the directory is not there.
     fn layer(&self, id: &CacheId) -> Result<Layer>;
 
+    /// What the layers' directories hold.
+    fn layering(&self) -> Layering {
+        Layering::Deltas
+    }
+
+    /// Opens what a layer changes upon the one below it, `None` for a base layer: where directories hold changes, the
+    /// layer itself.
+    ///
+    /// # Errors
+    /// As [`Store::layer`].
+    fn changes(&self, id: &CacheId, _below: Option<&CacheId>, _life: Life) -> Result<Layer> {
+        self.layer(id)
+    }
+
+    /// A container's own layers, top first, of which its tree is made together with those of its image that
+    /// [`Layering::of_container`] tells.
+    ///
+    /// # Errors
+    /// As [`Store::layer`].
+    fn container_layers(&self, changes: &CacheId, init: Option<&CacheId>) -> Result<Vec<Layer>> {
+        [changes].into_iter().chain(init).map(|id| Ok(self.layer(id)?.changing())).collect()
+    }
+
     /// A layer's size in bytes as the engine counted it; `None` where the store does not tell, which is then part of
     /// the next catalogue's damage. It is read when it is first asked for: no image depends on it, and a tenth of the
     /// time of reading a store would go into it.
@@ -155,6 +179,39 @@ pub trait Store: Debug + Send + Sync {
     /// Lets go of all descriptors from which more of the host can be reached than the store, as far as the system allows.
     /// What is mounted below the store later is then out of sight.
     fn let_go(&self) {}
+}
+
+/// What the directories of layers hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layering {
+    /// What each layer changes upon the one below.
+    Deltas,
+    /// Of images' layers the whole tree, with all layers below; of containers what they change upon that.
+    DeltasOnTrees,
+    /// The whole tree, of containers too.
+    Trees,
+}
+
+impl Layering {
+    /// Of an image's layers, top first, those that are united to its tree.
+    pub fn of_image<T>(self, mut top_first: Vec<T>) -> Vec<T> {
+        if self != Self::Deltas {
+            top_first.truncate(1);
+        }
+        top_first
+    }
+
+    /// Of an image's layers, top first, those that lie below a container's own in its tree.
+    pub fn of_container<T>(self, mut top_first: Vec<T>) -> Vec<T> {
+        match self {
+            Self::Deltas => top_first,
+            Self::DeltasOnTrees => {
+                top_first.truncate(1);
+                top_first
+            }
+            Self::Trees => Vec::new(),
+        }
+    }
 }
 
 /// Tells one state of a file or directory from another.
@@ -391,6 +448,31 @@ impl Catalogue {
             && *changed == other.changed
     }
 
+    /// The records that an image's tree stands upon, top first: of whole trees the top one, whatever is below it.
+    ///
+    /// # Errors
+    /// As [`Catalogue::stack`].
+    pub fn ground(&self, top: &ChainId, layering: Layering) -> Result<Vec<Arc<LayerRecord>>> {
+        match layering {
+            Layering::Deltas => self.stack(top),
+            Layering::DeltasOnTrees | Layering::Trees => Ok(vec![Arc::clone(self.sound(top)?)]),
+        }
+    }
+
+    /// A layer and all below it as far as they are listed, top first, damaged ones too.
+    #[must_use]
+    pub fn chains(&self, top: ChainId) -> Vec<ChainId> {
+        let below = |chain: &ChainId| self.layers.get(chain).and_then(|record| record.parent);
+        // Parents of damaged records may lead anywhere.
+        std::iter::successors(Some(top), below).take(LAYERS_MAX).collect()
+    }
+
+    fn sound(&self, chain: &ChainId) -> Result<&Arc<LayerRecord>> {
+        let what = || format!("layer {chain}");
+        let record = self.layers.get(chain).ok_or_else(|| Error::damaged(what(), "the store does not list it"))?;
+        record.damage.as_ref().map_or(Ok(record), |why| Err(Error::damaged(what(), why.clone())))
+    }
+
     /// The records of a layer and all below it, top first.
     ///
     /// # Errors
@@ -400,13 +482,7 @@ impl Catalogue {
         let mut stack = Vec::new();
         let mut next = Some(*top);
         while let Some(chain) = next {
-            let record = self
-                .layers
-                .get(&chain)
-                .ok_or_else(|| Error::damaged(format!("layer {chain}"), "the store does not list it"))?;
-            if let Some(why) = &record.damage {
-                return Err(Error::damaged(format!("layer {chain}"), why.clone()));
-            }
+            let record = self.sound(&chain)?;
             if stack.len() == LAYERS_MAX {
                 let why = format!("it lies upon more than {LAYERS_MAX} layers");
                 return Err(Error::damaged(format!("layer {top}"), why));

@@ -15,12 +15,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::image::{Layers, LayersDir};
-use super::{Entry, Link, Reading, Section, Shared, Snapshot, Text, facts, meant_id, undamaged};
+use super::{Entry, Link, Reading, Section, Shared, Snapshot, Text, directory_of, facts, meant_id, undamaged};
 use crate::digest::{CacheId, ContainerId};
 use crate::error::{Error, Result};
 use crate::meta::Timestamp;
 use crate::name::Name;
-use crate::store::{Catalogue, Container, Image, List};
+use crate::store::{Catalogue, Container, Image, Layering, List};
 
 /// The folder of containers.
 pub(super) fn by_container(shared: &Arc<Shared>) -> Entry {
@@ -52,12 +52,14 @@ impl ByContainer {
     fn node(&self, snapshot: &Snapshot, id: &ContainerId) -> Option<Entry> {
         let catalogue = &snapshot.catalogue;
         let container = Arc::clone(catalogue.containers.get(id)?);
-        let chains: Vec<_> = match container.parent.as_ref().map(|top| catalogue.stack(top)) {
-            Some(Ok(records)) => records.iter().rev().map(|record| record.chain).collect(),
+        let layering = self.0.store.layering();
+        let chains = match container.parent {
             // The damage file says what is wrong.
-            Some(Err(_)) | None => Vec::new(),
+            Some(top) if layering == Layering::Deltas && catalogue.stack(&top).is_err() => Vec::new(),
+            Some(top) => catalogue.chains(top),
+            None => Vec::new(),
         };
-        let layers = Layers::of(snapshot, chains.into_iter());
+        let layers = Layers::of(snapshot, chains.into_iter().rev());
         let image = container.image.and_then(|id| catalogue.images.get(&id)).cloned();
         let is_doubtful = is_doubtful(snapshot, &container);
         Some(Entry::folder(ContainerDir { shared: Arc::clone(&self.0), container, layers, image, is_doubtful }))
@@ -121,8 +123,8 @@ impl ContainerDir {
             "damage" => (!container.damage.is_empty())
                 .then(|| Entry::text(Text::ready(facts::damage(&container.damage), container.stored))),
             "layers" => Some(self.layers()),
-            "changes" => container.changes.as_ref().map(|id| self.own(id)).transpose()?,
-            "init" => container.init.as_ref().map(|id| self.own(id)).transpose()?,
+            "changes" => container.changes.as_ref().map(|id| self.own(id, container.init.as_ref())).transpose()?,
+            "init" => container.init.as_ref().map(|id| self.own(id, None)).transpose()?,
             "merged" => Some(self.merged()?),
             _ => None,
         };
@@ -159,8 +161,17 @@ impl ContainerDir {
         }
     }
 
-    fn own(&self, id: &CacheId) -> Result<Entry> {
-        self.shared.own_root(id)
+    /// What an own layer changes upon the one below, which is the image's top one where it is no other.
+    fn own(&self, id: &CacheId, below: Option<&CacheId>) -> Result<Entry> {
+        let top = match self.container.parent {
+            Some(top) if below.is_none() && self.shared.store.layering() != Layering::Deltas => {
+                let record = self.layers.records().next_back().flatten();
+                let missing = || Error::damaged(format!("layer {top}"), "the store does not list it");
+                Some(directory_of(record.ok_or_else(missing)?)?)
+            }
+            Some(_) | None => None,
+        };
+        self.shared.own_root(id, below.or(top))
     }
 
     fn layers(&self) -> Entry {
@@ -172,10 +183,15 @@ impl ContainerDir {
         if let Some(why) = container.damage.first() {
             return Err(Error::damaged(format!("container {}", container.id), why.clone()));
         }
-        let own = container.changes.iter().chain(&container.init);
-        let own = own.map(|id| Ok(Arc::new(self.shared.store.layer(id)?.changing()))).collect::<Result<_>>()?;
+        let store = self.shared.store.as_ref();
+        let own = match &container.changes {
+            Some(changes) => store.container_layers(changes, container.init.as_ref())?,
+            None => Vec::new(),
+        };
+        let own = own.into_iter().map(Arc::new).collect();
         let gone = || Error::damaged(format!("container {}", container.id), "a layer of its image is gone");
-        let records = self.layers.records().rev().map(|record| record.cloned().ok_or_else(gone));
+        let records = store.layering().of_container(self.layers.records().rev().collect());
+        let records = records.into_iter().map(|record| record.cloned().ok_or_else(gone));
         self.shared.union_root(own, records.collect::<Result<_>>()?)
     }
 }

@@ -59,7 +59,8 @@ impl ByLayer {
 
     fn tree(&self, snapshot: &Snapshot, chain: &ChainId) -> Result<Option<Entry>> {
         let Some(record) = snapshot.catalogue.layers.get(chain) else { return Ok(None) };
-        self.shared.layer_root(record).map(Some)
+        let below = record.parent.and_then(|parent| snapshot.catalogue.layers.get(&parent));
+        self.shared.layer_root(record, below).map(Some)
     }
 
     fn entry(&self, snapshot: &Snapshot, name: &Name) -> Result<Option<Entry>> {

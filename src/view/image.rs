@@ -16,7 +16,7 @@ use crate::digest::{CacheId, ChainId, ImageId};
 use crate::error::{Error, Result};
 use crate::meta::Timestamp;
 use crate::name::Name;
-use crate::store::{Image, LayerRecord};
+use crate::store::{Image, LayerRecord, Layering};
 
 /// An image's directory.
 #[derive(Debug)]
@@ -146,9 +146,21 @@ impl LayersDir {
         Ok(told(facts, self.time))
     }
 
-    fn tree(&self, chain: &ChainId, record: Option<&Arc<LayerRecord>>) -> Result<Entry> {
+    fn tree(&self, index: usize, chain: &ChainId, record: Option<&Arc<LayerRecord>>) -> Result<Entry> {
         let record = record.ok_or_else(|| Error::damaged(format!("layer {chain}"), "the store does not list it"))?;
-        self.shared.layer_root(record)
+        self.shared.layer_root(record, self.below(index))
+    }
+
+    fn below(&self, index: usize) -> Option<&Arc<LayerRecord>> {
+        let (_, record) = self.layers.0.get(index.checked_sub(1)?)?;
+        record.as_ref()
+    }
+
+    /// Whether a layer and what its changes are told by were sound when the store was read.
+    fn is_sound(&self, index: usize, record: Option<&Arc<LayerRecord>>) -> bool {
+        let is_sound = |record: &Arc<LayerRecord>| record.damage.is_none();
+        let needs_below = self.shared.store.layering() != Layering::Deltas && index > 0;
+        record.is_some_and(is_sound) && (!needs_below || self.below(index).is_some_and(is_sound))
     }
 }
 
@@ -173,7 +185,7 @@ impl Section for LayersDir {
             return Ok(None);
         };
         if text == digits {
-            self.tree(chain, record.as_ref()).map(Some)
+            self.tree(index, chain, record.as_ref()).map(Some)
         } else {
             self.facts(index, chain, record.as_deref()).map(Some)
         }
@@ -183,10 +195,10 @@ impl Section for LayersDir {
         let mut entries = Vec::with_capacity(self.layers.0.len().saturating_mul(2));
         for (index, (chain, record)) in self.layers.0.iter().enumerate() {
             // A damaged layer has facts, which say what is wrong, and no tree.
-            match undamaged(self.tree(chain, record.as_ref()))? {
+            match undamaged(self.tree(index, chain, record.as_ref()))? {
                 Some(tree) => entries.push((Name::escaped(index.to_string().as_bytes()), tree)),
                 // The kernel keeps this listing: it must not lack what was there when the store was read.
-                None if record.as_ref().is_some_and(|record| record.damage.is_none()) => {
+                None if self.is_sound(index, record.as_ref()) => {
                     return Err(Error::Stale { what: format!("layer {chain}") });
                 }
                 None => {}

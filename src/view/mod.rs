@@ -35,10 +35,11 @@ use parking_lot::{Mutex, RwLock};
 use crate::digest::{CacheId, ChainId, DiffId, ImageId};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
+use crate::layer::difference::Life;
 use crate::meta::Timestamp;
 use crate::name::{Name, TreePath};
 use crate::root::Space;
-use crate::store::{Catalogue, Damage, Generation, LayerRecord, Store, Watch};
+use crate::store::{Catalogue, Damage, Generation, LayerRecord, Layering, Store, Watch};
 use crate::union::Union;
 
 use footing::Footing;
@@ -389,11 +390,7 @@ impl Shared {
 
     /// Opens the directory of a layer that is not damaged.
     fn layer(&self, record: &LayerRecord) -> Result<Layer> {
-        match (&record.damage, &record.cache_id) {
-            (None, Some(id)) => self.store.layer(id),
-            (Some(why), _) => Err(Error::damaged(format!("layer {}", record.chain), why.clone())),
-            (None, None) => Err(Error::damaged(format!("layer {}", record.chain), "it has no directory")),
-        }
+        self.store.layer(directory_of(record)?)
     }
 
     /// The root of the union of these layers, top first, under a container's own where there are any.
@@ -411,21 +408,40 @@ impl Shared {
         {
             return Ok(known);
         }
-        let found = self.union_root(Vec::new(), snapshot.catalogue.stack(top)?)?;
+        let found = self.union_root(Vec::new(), snapshot.catalogue.ground(top, self.store.layering())?)?;
         snapshot.unions.lock().put(*top, found.clone());
         Ok(found)
     }
 
-    /// The root of one image layer's own tree.
-    fn layer_root(&self, record: &Arc<LayerRecord>) -> Result<Entry> {
-        let footing = Footing::new(&self.store, vec![Arc::clone(record)]);
-        LayerNode::root(self.layer(record)?, self.options.whiteouts, footing)
+    /// The root of what one image layer changes upon the one below it.
+    fn layer_root(&self, record: &Arc<LayerRecord>, below: Option<&Arc<LayerRecord>>) -> Result<Entry> {
+        let mut records = vec![Arc::clone(record)];
+        let layer = match record.parent {
+            Some(parent) if self.store.layering() != Layering::Deltas => {
+                let below = below.filter(|below| below.chain == parent);
+                let missing = || Error::damaged(format!("layer {parent}"), "the store does not list it");
+                let below = below.ok_or_else(missing)?;
+                records.push(Arc::clone(below));
+                self.store.changes(directory_of(record)?, Some(directory_of(below)?), Life::Lasting)?
+            }
+            Some(_) | None => self.store.changes(directory_of(record)?, None, Life::Lasting)?,
+        };
+        LayerNode::root(layer, self.options.whiteouts, Footing::new(&self.store, records))
     }
 
-    /// The root of a container's own layer.
-    fn own_root(&self, id: &CacheId) -> Result<Entry> {
-        let layer = self.store.layer(id)?.changing();
+    /// The root of what a container's own layer changes upon the one below it.
+    fn own_root(&self, id: &CacheId, below: Option<&CacheId>) -> Result<Entry> {
+        let layer = self.store.changes(id, below, Life::Changing)?.changing();
         LayerNode::root(layer, self.options.whiteouts, Footing::new(&self.store, Vec::new()))
+    }
+}
+
+/// The name of the directory of a layer that is not damaged.
+fn directory_of(record: &LayerRecord) -> Result<&CacheId> {
+    match (&record.damage, &record.cache_id) {
+        (None, Some(id)) => Ok(id),
+        (Some(why), _) => Err(Error::damaged(format!("layer {}", record.chain), why.clone())),
+        (None, None) => Err(Error::damaged(format!("layer {}", record.chain), "it has no directory")),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::meta::{Kind, Meta, Timestamp};
 use crate::name::TreePath;
 use crate::root::Root;
 use crate::store::driver::Driver;
-use crate::store::{Catalogue, Container, Damage, LAYERS_MAX, List, Stamp};
+use crate::store::{Catalogue, Container, Damage, LAYERS_MAX, Layering, List, Stamp};
 
 pub(super) const MOUNTS: &str = "layerdb/mounts";
 /// The files of an entry there.
@@ -239,8 +239,8 @@ pub(super) fn read(
         }
         container.damage = wrong.iter().map(ToString::to_string).collect();
         catalogue.damage.extend(wrong);
-        if let Some(top) = container.parent
-            && let Err(error) = catalogue.stack(&top)
+        if let Some(top) = container.parent.filter(|_| driver.layering() != Layering::Trees)
+            && let Err(error) = catalogue.ground(&top, driver.layering())
         {
             container.damage.push(error.to_string());
             // What is wrong with a layer, or with an image that names it, is told already.
@@ -299,7 +299,11 @@ fn layers(image: &Root, driver: &dyn Driver, catalogue: &Catalogue, container: &
     container.init = layerdb::field(&entry, "init-id")?;
     container.parent = layerdb::field::<ChainId>(&entry, "parent")?;
     layerdb::check(driver, &changes, || file("mount-id"))?;
+    let top = container.parent.and_then(|top| catalogue.layers.get(&top)?.cache_id.as_ref());
+    driver.check_container(&changes, container.init.as_ref(), top)?;
     match &container.init {
+        // A whole tree has it all; of zfs and devicemapper this one is not even mounted.
+        Some(_) if driver.layering() == Layering::Trees => {}
         Some(init) => layerdb::check(driver, init, || file("init-id"))?,
         // The engine names it so. Without it files of the image would show that the container does not see.
         None => match format!("{}-init", changes.as_str()).parse() {

@@ -14,7 +14,9 @@ use crate::meta::Timestamp;
 use crate::name::{Name, TreePath};
 use crate::reference::Reference;
 use crate::root::{Folder, Root};
-use crate::store::{Catalogue, Damage, Image, ImageLayer, LAYERS_MAX, LayerRecord, List, Stamp, Standing, Step};
+use crate::store::{
+    Catalogue, Damage, Image, ImageLayer, LAYERS_MAX, LayerRecord, Layering, List, Stamp, Standing, Step,
+};
 
 pub(super) const CONTENT: &str = "imagedb/content/sha256";
 pub(super) const METADATA: &str = "imagedb/metadata/sha256";
@@ -132,6 +134,7 @@ pub(super) fn read(
     image: &Root,
     references: Option<BTreeMap<Reference, ImageId>>,
     known: Option<&Catalogue>,
+    layering: Layering,
     catalogue: &mut Catalogue,
 ) -> Result<()> {
     let stored = sound_ids(image, &path(CONTENT), ImageId::from_hex, List::Images, catalogue)?;
@@ -164,7 +167,7 @@ pub(super) fn read(
                 (Arc::new(found), outcome.err())
             }
         };
-        let missing = missing_layers(image, &broken, layers, &found);
+        let missing = missing_layers(image, &broken, layers, layering, &found);
         (found, error, missing)
     });
     let mut images = Vec::with_capacity(loaded.len());
@@ -320,16 +323,19 @@ fn fill(image: &Root, contents: Option<&Folder<'_>>, loaded: &mut Image) -> Resu
     Ok(())
 }
 
-/// What is wrong with the image's layers; `broken` is the damage known so far, by what records say of it.
+/// What is wrong with the image's layers; `broken` is the damage known so far, by what records say of it. Of whole trees
+/// the image is the top one, and suffers from no other's damage.
 fn missing_layers(
     root: &Root,
     broken: &BTreeMap<String, Damage>,
     layers: &BTreeMap<ChainId, Arc<LayerRecord>>,
+    layering: Layering,
     image: &Image,
 ) -> Vec<Damage> {
+    let counts = |layer: &ImageLayer| layering == Layering::Deltas || Some(layer.chain) == image.top();
     let wrong = |layer: &ImageLayer| match layers.get(&layer.chain) {
         None => Some(Damage::of(root.shown(&layerdb::entry_of(&layer.chain)), "missing")),
-        Some(record) => broken.get(record.damage.as_ref()?).cloned(),
+        Some(record) => broken.get(record.damage.as_ref().filter(|_| counts(layer))?).cloned(),
     };
     image.layers.iter().filter_map(wrong).collect()
 }

@@ -29,10 +29,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 
 use super::driver::{DRIVERS, Driver};
-use super::{Catalogue, Damage, Generation, LayerRecord, List, Options, Stamp, Store};
+use super::{Catalogue, Damage, Generation, LayerRecord, Layering, List, Options, Stamp, Store};
 use crate::digest::{CacheId, ChainId, ContainerId, ImageId};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
+use crate::layer::difference::Life;
 use crate::name::TreePath;
 use crate::root::{Root, Space};
 use containers::Containers;
@@ -280,7 +281,7 @@ impl Store for Docker {
         let references = repositories::read(&self.image, &mut catalogue)?;
         let reader = layerdb::Reader { image: &self.image, driver: self.driver.as_ref(), looks: &self.looks };
         reader.read(known, &mut catalogue)?;
-        imagedb::read(&self.image, references, known, &mut catalogue)?;
+        imagedb::read(&self.image, references, known, self.driver.layering(), &mut catalogue)?;
         for chain in known.map(|known| self.looks.changed_since(known.looks)).unwrap_or_default() {
             // Who has read the size already does not ask again.
             let _size = catalogue.layers.get(&chain).map(|record| self.size_bytes(record)).transpose()?;
@@ -307,6 +308,18 @@ impl Store for Docker {
         self.driver.layer(id)
     }
 
+    fn layering(&self) -> Layering {
+        self.driver.layering()
+    }
+
+    fn changes(&self, id: &CacheId, below: Option<&CacheId>, life: Life) -> Result<Layer> {
+        self.driver.changes(id, below, life)
+    }
+
+    fn container_layers(&self, changes: &CacheId, init: Option<&CacheId>) -> Result<Vec<Layer>> {
+        self.driver.container_layers(changes, init)
+    }
+
     fn size_bytes(&self, layer: &LayerRecord) -> Result<Option<u64>> {
         if let Some(size) = layer.size_bytes.get() {
             return Ok(Some(*size));
@@ -328,17 +341,21 @@ impl Store for Docker {
     }
 
     fn footholds(&self) -> Vec<BorrowedFd<'_>> {
-        vec![self.image.reading_fd(), self.driver.root().reading_fd(), self.containers.foothold()]
+        let layers = self.driver.roots().into_iter().map(Root::reading_fd);
+        [self.image.reading_fd(), self.containers.foothold()].into_iter().chain(layers).collect()
     }
 
     fn is_private(&self) -> bool {
-        self.image.is_private() && self.driver.root().is_private() && self.containers.is_private()
+        let are_layers = self.driver.roots().into_iter().all(Root::is_private);
+        self.image.is_private() && are_layers && self.containers.is_private()
     }
 
     fn let_go(&self) {
         self.image.let_go();
         self.containers.let_go();
-        self.driver.root().let_go();
+        for root in self.driver.roots() {
+            root.let_go();
+        }
     }
 }
 

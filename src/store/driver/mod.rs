@@ -2,15 +2,18 @@
 //!
 //! A driver is a file here and a line in [`DRIVERS`].
 
+pub mod overlay;
 pub mod overlay2;
+pub mod whole;
 
 use std::fmt::Debug;
 use std::path::PathBuf;
 
-use super::{Options, Stamp};
+use super::{Layering, Options, Stamp};
 use crate::digest::CacheId;
 use crate::error::Result;
 use crate::layer::Layer;
+use crate::layer::difference::Life;
 use crate::meta::Meta;
 use crate::root::{Root, Space};
 
@@ -24,6 +27,36 @@ pub trait Driver: Debug + Send + Sync {
     /// # Errors
     /// Where the ID cannot be one of this driver.
     fn layer(&self, id: &CacheId) -> Result<Layer>;
+
+    /// What the layers' directories hold.
+    fn layering(&self) -> Layering {
+        Layering::Deltas
+    }
+
+    /// As [`super::Store::changes`].
+    ///
+    /// # Errors
+    /// As [`Driver::layer`].
+    fn changes(&self, id: &CacheId, _below: Option<&CacheId>, _life: Life) -> Result<Layer> {
+        self.layer(id)
+    }
+
+    /// As [`super::Store::container_layers`].
+    ///
+    /// # Errors
+    /// As [`Driver::layer`].
+    fn container_layers(&self, changes: &CacheId, init: Option<&CacheId>) -> Result<Vec<Layer>> {
+        [changes].into_iter().chain(init).map(|id| Ok(self.layer(id)?.changing())).collect()
+    }
+
+    /// Looks whether what the driver itself notes of a container's layers is what they are: its init layer, and the top
+    /// layer of its image.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Damaged`] where it is not.
+    fn check_container(&self, _changes: &CacheId, _init: Option<&CacheId>, _top: Option<&CacheId>) -> Result<()> {
+        Ok(())
+    }
 
     /// The directory on the host that holds a layer's files.
     fn directory(&self, id: &CacheId) -> PathBuf;
@@ -57,9 +90,21 @@ pub trait Driver: Debug + Send + Sync {
 
     /// The folder.
     fn root(&self) -> &Root;
+
+    /// The folder, and what is mounted below it and was opened with it.
+    fn roots(&self) -> Vec<&Root> {
+        vec![self.root()]
+    }
 }
 
 type Opener = fn(&Root, &Options) -> Result<Box<dyn Driver>>;
 
 /// Every driver, in the order in which Docker prefers them.
-pub const DRIVERS: &[(&str, Opener)] = &[("overlay2", overlay2::open)];
+pub const DRIVERS: &[(&str, Opener)] = &[
+    ("btrfs", whole::btrfs),
+    ("zfs", whole::zfs),
+    ("overlay2", overlay2::open),
+    ("overlay", overlay::open),
+    ("devicemapper", whole::devicemapper),
+    ("vfs", whole::vfs),
+];

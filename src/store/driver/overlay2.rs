@@ -32,7 +32,7 @@ use crate::root::{Root, Space, reads_trusted_xattrs};
 use crate::store::Stamp;
 
 const NAME: &str = "overlay2";
-const LABEL: &[u8] = b"security.selinux";
+pub(super) const LABEL: &[u8] = b"security.selinux";
 
 #[derive(Debug)]
 struct Overlay2 {
@@ -43,13 +43,13 @@ struct Overlay2 {
 
 /// The gates of the layers that are in use: a layer that several images have is behind one.
 #[derive(Debug, Default)]
-struct Gates {
+pub(super) struct Gates {
     /// Held for single look-ups and changes only.
     by_id: Mutex<HashMap<CacheId, Weak<Gate>>>,
 }
 
 impl Gates {
-    fn of(&self, id: &CacheId) -> Arc<Gate> {
+    pub(super) fn of(&self, id: &CacheId) -> Arc<Gate> {
         let mut by_id = self.by_id.lock();
         if let Some(gate) = by_id.get(id).and_then(Weak::upgrade) {
             return gate;
@@ -64,7 +64,7 @@ impl Gates {
     }
 
     /// The gate of a layer that is in use.
-    fn known(&self, id: &CacheId) -> Option<Arc<Gate>> {
+    pub(super) fn known(&self, id: &CacheId) -> Option<Arc<Gate>> {
         self.by_id.lock().get(id).and_then(Weak::upgrade)
     }
 }
