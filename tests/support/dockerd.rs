@@ -39,6 +39,7 @@ pub(crate) enum Builder {
 #[derive(Debug)]
 pub(crate) struct Dockerd {
     child: Child,
+    driver: &'static str,
     /// Data root and log.
     dir: TempDir,
     /// Exec root, socket and pidfile: apart and short, as a Unix socket's path ends at 107 bytes.
@@ -50,12 +51,19 @@ impl Dockerd {
     ///
     /// It has no bridge and touches no packet filter: every container runs with `--network none`.
     pub(crate) fn start() -> Self {
+        Self::start_with("overlay2", |_| {})
+    }
+
+    /// As [`Dockerd::start`], with another storage driver; what its data root lies on is `prepare`d first.
+    pub(crate) fn start_with(driver: &'static str, prepare: impl FnOnce(&Path)) -> Self {
         let dir = tempfile::Builder::new().prefix("dockerd-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let run = tempfile::Builder::new().prefix("dfs-").tempdir_in("/tmp").unwrap();
         // The machine's own daemon.json must not count; 29 and later would use containerd's store for a new root.
         let config = run.path().join("daemon.json");
         fs::write(&config, r#"{"features":{"containerd-snapshotter":false}}"#).unwrap();
-        let mut daemon = Self { child: spawn(dir.path(), run.path()), dir, run };
+        fs::create_dir(dir.path().join("root")).unwrap();
+        prepare(dir.path());
+        let mut daemon = Self { child: spawn(driver, dir.path(), run.path()), driver, dir, run };
         daemon.wait_for_answer();
         daemon
     }
@@ -80,7 +88,7 @@ impl Dockerd {
         for stale in ["pid", "exec/containerd/containerd.pid"] {
             let _ = fs::remove_file(self.run.path().join(stale));
         }
-        self.child = spawn(self.dir.path(), self.run.path());
+        self.child = spawn(self.driver, self.dir.path(), self.run.path());
         self.wait_for_answer();
     }
 
@@ -254,7 +262,7 @@ impl Drop for Dockerd {
 }
 
 /// Starts a daemon whose data root and log are in `dir`, and what it needs while it runs in `run`.
-fn spawn(dir: &Path, run: &Path) -> Child {
+fn spawn(driver: &str, dir: &Path, run: &Path) -> Child {
     let log = File::options().create(true).append(true).open(dir.join("log")).unwrap();
     // Should the test be killed, the daemon ends too. (`setpriv` executes it, so that the pid is the daemon's.)
     Command::new("setpriv")
@@ -273,7 +281,7 @@ fn spawn(dir: &Path, run: &Path) -> Child {
         // A containerd that the machine already runs would be shared.
         .arg("--containerd-namespace")
         .arg(format!("docker-fs-{}", std::process::id()))
-        .args(["--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver", "overlay2"])
+        .args(["--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver", driver])
         .args(["--shutdown-timeout", "2"])
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
