@@ -114,6 +114,9 @@ fn check(driver: &'static str, prepare: impl FnOnce(&Path)) {
     }
     bench.changes();
     bench.nothing_written();
+    if driver == "btrfs" {
+        bench.nested_volume();
+    }
     bench.live();
 }
 
@@ -389,6 +392,31 @@ impl Bench {
         assert!(init.contains(".dockerenv") && !init.contains("t"), "{init:?}");
     }
 
+    /// A subvolume that a container made numbers its files as the one that it lies in does.
+    fn nested_volume(&self) {
+        let place = self.place(&self.mount_id("created"));
+        let nested = place.join("t/nested");
+        dockerd::run(Command::new("btrfs").args(["subvolume", "create"]).arg(&nested));
+        for number in 0..60 {
+            fs::write(nested.join(number.to_string()), number.to_string()).unwrap();
+        }
+        fs::hard_link(nested.join("7"), nested.join("seven")).unwrap();
+        let shown = self.at("by-container/created/merged");
+        // btrfs lists a subvolume by its number in the directory, which is not its own.
+        let loose = Options { loose_listing: true, ..Options::default() };
+        let (expected, found) = (snapshot(&place, &loose), snapshot(&shown, &Options::default()));
+        assert_same("a subvolume in a container's", &expected, &found);
+        let numbers = |tree: &Tree| {
+            let files = tree.values().filter(|entry| entry.kind != FileType::Directory);
+            files.map(|entry| entry.ino).collect::<BTreeSet<_>>()
+        };
+        let inodes = |tree| numbers(tree).into_iter().map(|(_, inode)| inode).collect::<BTreeSet<_>>().len();
+        assert!(inodes(&expected) < numbers(&expected).len(), "numbers repeat in the store");
+        assert_eq!(inodes(&found), numbers(&expected).len(), "and not in the mount");
+        let changes = taken(&self.at("by-container/created/changes/t/nested"));
+        assert_eq!(changes.len(), 61);
+    }
+
     fn live(&self) {
         let container = self.at("by-container/changed");
         self.daemon.docker(&["exec", "changed", "sh", "-c", "echo live >/t/sticky/live; rm /t/sparse"]);
@@ -400,6 +428,14 @@ impl Bench {
             assert!(support::eventually(|| seen() == ("live\n".to_owned(), false)), "{place}: {:?}", seen());
         }
         assert!(support::eventually(|| container.join("changes/t/.wh.sparse").exists()));
+
+        let late = "FROM hand:1\nRUN echo late >/t/late && rm /t/same\n";
+        self.daemon.build(Builder::Classic, "late:1", late).unwrap_or_else(|what| panic!("{what}"));
+        let (image, layer) = (self.at("merged/late:1"), self.at("by-tag/late:1/layers/3"));
+        assert!(support::eventually(|| image.join("t/late").exists() && layer.join("t").exists()));
+        assert_eq!(names(&layer.join("t")), ["late", ".wh.same"].map(str::to_owned).into());
+        self.daemon.docker(&["rmi", "late:1"]);
+        assert!(support::eventually(|| !image.exists() && !layer.exists()));
     }
 }
 

@@ -5,6 +5,7 @@
 //! * `mount` mounts docker-fs, kernel overlayfs and tmpfs, and unmounts them on drop.
 //! * `faulty` is a disk that hangs or fails where it is told to.
 //! * `tree` reads a directory tree into a map and tells two maps apart.
+//! * `whole` writes one of a driver whose layers are whole trees.
 //! * `view` reads all of a view through the library.
 //! * `filter` takes system calls away.
 //! * `random` makes numbers and bytes that follow from a seed.
@@ -28,6 +29,7 @@ pub mod stack;
 pub mod store;
 pub mod tree;
 pub mod view;
+pub mod whole;
 
 use std::time::{Duration, Instant};
 
