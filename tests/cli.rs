@@ -252,7 +252,9 @@ fn bad_input_is_refused_in_a_line() {
             "an unsupported driver",
             "{d}/aufs {d}/m",
             1,
-            "{d}/aufs: its graph driver aufs is not supported; supported: overlay2".to_owned(),
+            "{d}/aufs: its graph driver aufs is not supported; supported: btrfs, zfs, overlay2, overlay, \
+             devicemapper, vfs"
+                .to_owned(),
         ),
         ("a file to mount on", "{d}/store {d}/file", 1, "the mount point {d}/file is not a directory".to_owned()),
         (

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use serde_json::Value;
-use support::mount::{Mounted, require_privileges};
+use support::mount::{Mounted, Tmpfs, require_privileges};
 use support::store::{ContainerRef, LayerRef, StoreBuilder};
 use support::whole::WholeStore;
 use tempfile::TempDir;
@@ -36,7 +36,10 @@ struct Fixture {
 
 impl Fixture {
     fn new(driver: &'static str) -> Self {
-        let dir = support::scratch("whole");
+        Self::made_in(support::scratch("whole"), driver)
+    }
+
+    fn made_in(dir: TempDir, driver: &'static str) -> Self {
         let mut store = StoreBuilder::new(dir.path().join("docker"));
         let base = store.layer(None);
         let top = store.layer(Some(&base));
@@ -278,7 +281,9 @@ fn ten_thousand_names() {
     if !require_privileges("a mount") {
         return;
     }
-    let fixture = Fixture::new("vfs");
+    let place = support::scratch("whole");
+    let _memory = Tmpfs::new(&place.path().join("memory"));
+    let fixture = Fixture::made_in(tempfile::tempdir_in(place.path().join("memory")).unwrap(), "vfs");
     for tree in [fixture.store.tree_of(&fixture.base), fixture.store.tree_of(&fixture.top)] {
         for number in 0..10_000 {
             write(&tree.join(format!("many/{number}")), "x");
