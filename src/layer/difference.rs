@@ -29,6 +29,7 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
+use super::names::Holding;
 use super::{LayerId, LayerTree, ReadAt};
 use crate::error::{Error, Result};
 use crate::meta::{Kind, Meta};
@@ -37,8 +38,8 @@ use crate::root::Space;
 
 /// How many directories' answers are kept, of all layers together.
 const VERDICTS_MAX: NonZeroUsize = NonZeroUsize::new(32_768).unwrap();
-/// Directories of more components than this are listed without being compared; no path of a tar leads so deep.
-const DEPTH_MAX: usize = 2_048;
+/// Directories with longer paths, in bytes, are listed without being compared; none of a tar has one.
+const PATH_MAX: usize = 4_096;
 /// How long answers count of trees that change.
 const TRUSTED: Duration = Duration::from_millis(500);
 /// An attribute that engines set on all files, another one for each container.
@@ -57,8 +58,11 @@ pub enum Life {
 #[derive(Debug)]
 pub struct Verdicts {
     /// Held for single look-ups and changes only.
-    kept: Mutex<LruCache<(LayerId, TreePath), (bool, Instant)>>,
+    kept: Mutex<LruCache<Place, (bool, Instant)>>,
 }
+
+/// Stands for a directory of a difference: a hash, as paths may be long.
+type Place = [u8; 32];
 
 impl Default for Verdicts {
     fn default() -> Self {
@@ -67,13 +71,20 @@ impl Default for Verdicts {
 }
 
 impl Verdicts {
+    fn place(layer: LayerId, dir: &TreePath) -> Place {
+        let mut hash = Sha256::new();
+        hash.update(layer.as_bytes());
+        hash.update(dir.as_bytes());
+        hash.finalize().into()
+    }
+
     fn of(&self, layer: LayerId, life: Life, dir: &TreePath) -> Option<bool> {
-        let known = self.kept.lock().get(&(layer, dir.clone())).copied();
+        let known = self.kept.lock().get(&Self::place(layer, dir)).copied();
         known.filter(|(_, since)| life == Life::Lasting || since.elapsed() < TRUSTED).map(|(differs, _)| differs)
     }
 
     fn keep(&self, layer: LayerId, dir: &TreePath, differs: bool) {
-        self.kept.lock().put((layer, dir.clone()), (differs, Instant::now()));
+        self.kept.lock().put(Self::place(layer, dir), (differs, Instant::now()));
     }
 }
 
@@ -160,7 +171,7 @@ impl Difference {
             let next = frame.dir.join(&name);
             differs = match self.verdict(&next) {
                 Some(differs) => differs,
-                None => frames.len() >= DEPTH_MAX || self.enter(next, &mut frames)?,
+                None => next.as_bytes().len() > PATH_MAX || self.enter(next, &mut frames)?,
             };
         }
         for frame in &frames {
@@ -176,6 +187,7 @@ impl Difference {
     /// Compares the entries of a directory of both trees; answers whether one is another in each. Those that may hold
     /// differences are left in a new frame.
     fn enter(&self, dir: TreePath, frames: &mut Vec<Frame>) -> Result<bool> {
+        let _names = Holding::begin();
         let mut before: BTreeMap<Name, Meta> = self.below.list(&dir, &|_| true)?.into_iter().collect();
         let mut rest = Vec::new();
         let mut differs = false;
@@ -248,6 +260,7 @@ impl LayerTree for Difference {
     }
 
     fn list(&self, dir: &TreePath, wanted: &dyn Fn(&Name) -> bool) -> Result<Vec<(Name, Meta)>> {
+        let _names = Holding::begin();
         let listed = self.tree.list(dir, wanted)?;
         let Some(meta) = self.common_dir(dir)? else { return Ok(listed) };
         let mut before: BTreeMap<Name, Meta> = self.below.list(dir, wanted)?.into_iter().collect();
