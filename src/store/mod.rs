@@ -3,8 +3,10 @@
 //! [`open`] finds out what a directory holds. A store that is damaged in parts still opens: what is wrong is in the
 //! [`Catalogue`], beside what is right. Nothing here merges layers or knows of the tree that users see.
 
+mod config;
 pub mod docker;
 pub mod driver;
+mod reading;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};

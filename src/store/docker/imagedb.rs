@@ -1,133 +1,20 @@
 //! `imagedb`: the images' configs, and which image was built upon which.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::sync::Arc;
 
-use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
-
 use super::{JSON_MAX, blame, ids, in_parallel, layerdb, path, repositories, sound_ids};
-use crate::digest::{ChainId, DiffId, ImageId};
+use crate::digest::{ChainId, ImageId};
 use crate::error::{Error, Result};
 use crate::meta::Timestamp;
 use crate::name::{Name, TreePath};
 use crate::reference::Reference;
 use crate::root::{Folder, Root};
-use crate::store::{
-    Catalogue, Damage, Image, ImageLayer, LAYERS_MAX, LayerRecord, Layering, List, Stamp, Standing, Step,
-};
+use crate::store::config::Config;
+use crate::store::{Catalogue, Damage, Image, ImageLayer, LayerRecord, Layering, List, Stamp, Standing};
 
 pub(super) const CONTENT: &str = "imagedb/content/sha256";
 pub(super) const METADATA: &str = "imagedb/metadata/sha256";
-/// More build steps than any engine writes.
-const STEPS_MAX: usize = 10_000;
-/// The most text of build steps that is kept of an image, in bytes.
-const STEPS_TEXT_MAX: usize = 1 << 20;
-
-#[derive(Deserialize)]
-struct Config {
-    rootfs: Option<RootFs>,
-    #[serde(default)]
-    history: Option<Steps>,
-}
-
-#[derive(Deserialize)]
-struct RootFs {
-    #[serde(default)]
-    diff_ids: Option<DiffIds>,
-}
-
-#[derive(Deserialize)]
-struct History {
-    #[serde(default)]
-    created: Option<String>,
-    #[serde(default)]
-    created_by: Option<String>,
-    #[serde(default)]
-    empty_layer: Option<bool>,
-}
-
-/// The build steps, as far as they are kept. A list takes twenty times the memory of the text that it is written in, so
-/// it is never held as a whole; neither is that of layers.
-#[derive(Default)]
-struct Steps(Vec<Step>);
-
-/// The diff IDs of at most [`LAYERS_MAX`] layers, and how many there are.
-#[derive(Default)]
-struct DiffIds {
-    kept: Vec<String>,
-    count: usize,
-}
-
-impl<'de> Deserialize<'de> for Steps {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
-        from.deserialize_seq(StepsVisitor)
-    }
-}
-
-impl<'de> Deserialize<'de> for DiffIds {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
-        from.deserialize_seq(DiffIdsVisitor)
-    }
-}
-
-struct StepsVisitor;
-
-impl<'de> Visitor<'de> for StepsVisitor {
-    type Value = Steps;
-
-    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("a list of build steps")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<Steps, A::Error> {
-        let (mut steps, mut text) = (Vec::new(), 0_usize);
-        while let Some(step) = list.next_element::<History>()? {
-            let step = Step {
-                created: step.created.unwrap_or_default(),
-                created_by: step.created_by.unwrap_or_default(),
-                is_empty: step.empty_layer.unwrap_or_default(),
-            };
-            text = text.saturating_add(step.created.len()).saturating_add(step.created_by.len());
-            if steps.len() == STEPS_MAX || text > STEPS_TEXT_MAX {
-                let mut left_out = 1_usize;
-                while list.next_element::<IgnoredAny>()?.is_some() {
-                    left_out = left_out.saturating_add(1);
-                }
-                let created_by = format!("({left_out} more steps, which config.json has)");
-                steps.push(Step { created: String::new(), created_by, is_empty: true });
-                break;
-            }
-            steps.push(step);
-        }
-        Ok(Steps(steps))
-    }
-}
-
-struct DiffIdsVisitor;
-
-impl<'de> Visitor<'de> for DiffIdsVisitor {
-    type Value = DiffIds;
-
-    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("a list of diff IDs")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<DiffIds, A::Error> {
-        let mut found = DiffIds::default();
-        while found.kept.len() < LAYERS_MAX
-            && let Some(diff) = list.next_element()?
-        {
-            found.kept.push(diff);
-        }
-        found.count = found.kept.len();
-        while list.next_element::<IgnoredAny>()?.is_some() {
-            found.count = found.count.saturating_add(1);
-        }
-        Ok(found)
-    }
-}
 
 /// Reads all images into a catalogue that has the layers already.
 pub(super) fn read(
@@ -302,24 +189,9 @@ fn fill(image: &Root, contents: Option<&Folder<'_>>, loaded: &mut Image) -> Resu
         None => config(image, &loaded.id)?,
     };
     loaded.has_config = true;
-    let wrong = |why: String| Error::damaged(image.shown(&file), why);
-    let config: Config = serde_json::from_slice(&config).map_err(|error| wrong(format!("no image config: {error}")))?;
-    loaded.history = config.history.unwrap_or_default().0;
-    let diffs = config.rootfs.and_then(|rootfs| rootfs.diff_ids).unwrap_or_default();
-    if diffs.count > LAYERS_MAX {
-        return Err(wrong(format!("{} layers are more than {LAYERS_MAX}", diffs.count)));
-    }
-    let no_id = |text: &String| wrong(format!("{:?} is no diff ID", text.chars().take(80).collect::<String>()));
-    let diffs = diffs.kept.iter().map(|text| text.parse::<DiffId>().map_err(|_| no_id(text)));
-    let mut parent: Option<ChainId> = None;
-    loaded.layers = diffs
-        .map(|diff| {
-            let diff = diff?;
-            let chain = ChainId::of(parent.as_ref(), &diff);
-            parent = Some(chain);
-            Ok(ImageLayer { diff, chain })
-        })
-        .collect::<Result<_>>()?;
+    let config = Config::parse(&config).map_err(|why| Error::damaged(image.shown(&file), why))?;
+    loaded.history = config.history;
+    loaded.layers = config.layers.map_err(|why| Error::damaged(image.shown(&file), why))?;
     Ok(())
 }
 

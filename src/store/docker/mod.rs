@@ -24,12 +24,12 @@ mod repositories;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
 use super::driver::{DRIVERS, Driver};
-use super::{Catalogue, Damage, Generation, LayerRecord, Layering, List, Options, Stamp, Store};
+use super::reading::{JSON_MAX, blame, ids, in_parallel, path, sound_ids, stamp_of, unread};
+use super::{Catalogue, Damage, Generation, LayerRecord, Layering, Options, Stamp, Store};
 use crate::digest::{CacheId, ChainId, ContainerId, ImageId};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
@@ -39,13 +39,8 @@ use crate::root::{Root, Space};
 use containers::Containers;
 use looks::{Looks, Place};
 
-/// The largest JSON document that is read, in bytes.
-const JSON_MAX: usize = 16 << 20;
 /// The largest of layerdb's small files that is read, in bytes.
 const FIELD_MAX: usize = 4096;
-/// The longest sentence that says what is wrong, in bytes: parts of the store are in it.
-const WHY_MAX: usize = 1_000;
-
 /// A data root with one graph driver.
 #[derive(Debug)]
 struct Docker {
@@ -112,116 +107,6 @@ pub fn open(data_root: Root, options: &Options) -> Result<Option<Box<dyn Store>>
     let place = Place { image: Arc::clone(&image), containers: Arc::clone(&containers), driver: Arc::clone(&driver) };
     let looks = Looks::new(place);
     Ok(Some(Box::new(Docker { image, containers, driver, skipped, looks, noticed: Mutex::default() })))
-}
-
-/// A path of this store's own making, or of IDs that were checked.
-fn path(text: &str) -> TreePath {
-    TreePath::new(text.as_bytes()).unwrap_or_default()
-}
-
-/// The names in a directory that are IDs; no names where there is no directory.
-fn ids<T>(root: &Root, dir: &TreePath, parse: impl Fn(&str) -> Option<T>) -> Result<Vec<T>> {
-    if root.stat(dir)?.is_none() {
-        return Ok(Vec::new());
-    }
-    let names = root.names(dir)?;
-    Ok(names.iter().filter_map(|name| parse(std::str::from_utf8(name.as_bytes()).ok()?)).collect())
-}
-
-/// As [`ids`]; that a directory cannot be listed becomes damage.
-///
-/// # Errors
-/// Transient ones.
-fn sound_ids<T>(
-    root: &Root,
-    dir: &TreePath,
-    parse: impl Fn(&str) -> Option<T>,
-    list: List,
-    catalogue: &mut Catalogue,
-) -> Result<Vec<T>> {
-    ids(root, dir, parse).or_else(|error| {
-        unread(catalogue, list, Damage::from_error(root, dir, error)?);
-        Ok(Vec::new())
-    })
-}
-
-/// Notes that a list could not be read.
-fn unread(catalogue: &mut Catalogue, list: List, damage: Damage) {
-    catalogue.unread.insert(list, damage.to_string());
-    catalogue.damage.push(damage);
-}
-
-/// The state of a file or directory, as far as it can be told: what is wrong with it is found when it is read.
-///
-/// # Errors
-/// Transient ones.
-fn stamp_of(root: &Root, path: &TreePath) -> Result<Option<Stamp>> {
-    match root.stat(path) {
-        Ok(meta) => Ok(meta.as_ref().map(Stamp::from)),
-        Err(error) if error.is_transient() => Err(error),
-        Err(_) => Ok(Some(Stamp::default())),
-    }
-}
-
-/// Does the same with each item on as many threads as there are CPUs, and keeps the order. Reading a store is mostly
-/// waiting for system calls on thousands of small files.
-///
-/// The threads take small shares as they go, since one that others keep from its CPU would be waited for.
-fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    const SHARE: usize = 64;
-    let shares: Vec<&[T]> = items.chunks(SHARE).collect();
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from).min(8);
-    let next = AtomicUsize::new(0);
-    let take = || {
-        let mut done = Vec::new();
-        loop {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            let Some(share) = shares.get(number) else { return done };
-            done.push((number, share.iter().map(&work).collect::<Vec<R>>()));
-        }
-    };
-    let mut done: Vec<(usize, Vec<R>)> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..cpus.min(shares.len())).map(|_| scope.spawn(take)).collect();
-        let done = threads.into_iter().flat_map(|thread| match thread.join() {
-            Ok(results) => results,
-            // A panic belongs to whoever asked for the work.
-            Err(panic) => std::panic::resume_unwind(panic),
-        });
-        done.collect()
-    });
-    done.sort_unstable_by_key(|(number, _)| *number);
-    done.into_iter().flat_map(|(_, results)| results).collect()
-}
-
-impl Damage {
-    fn of(what: String, why: impl Into<String>) -> Self {
-        let mut why = why.into();
-        if why.len() > WHY_MAX {
-            why.truncate(why.floor_char_boundary(WHY_MAX));
-            why.push('…');
-        }
-        Self { what, why, images: BTreeSet::new(), is_unreadable: false }
-    }
-
-    /// What an error says of an object of the store.
-    ///
-    /// # Errors
-    /// The error itself where it is transient, which says nothing of the object.
-    fn from_error(root: &Root, object: &TreePath, error: Error) -> Result<Self> {
-        if error.is_transient() {
-            return Err(error);
-        }
-        let is_unreadable = matches!(&error, Error::Io { source, .. } if source.kind() != std::io::ErrorKind::NotFound);
-        let damage = match error {
-            Error::Damaged { what, why } => Self::of(what, why),
-            other @ (Error::Io { .. }
-            | Error::Refused { .. }
-            | Error::Stale { .. }
-            | Error::Unsupported { .. }
-            | Error::NotFound { .. }) => Self::of(root.shown(object), other.to_string()),
-        };
-        Ok(Self { is_unreadable, ..damage })
-    }
 }
 
 impl Store for Docker {
@@ -379,22 +264,5 @@ impl Docker {
             }
         }
         Ok(())
-    }
-}
-
-/// Adds to each damaged object the images that suffer from it.
-fn blame(catalogue: &mut Catalogue, damage: Vec<(Damage, ImageId)>) {
-    let key = |damage: &Damage| (damage.what.clone(), damage.why.clone());
-    let known = catalogue.damage.iter().enumerate();
-    let mut places: BTreeMap<_, _> = known.map(|(place, damage)| (key(damage), place)).collect();
-    for (found, id) in damage {
-        let next = catalogue.damage.len();
-        let place = *places.entry(key(&found)).or_insert(next);
-        if place == next {
-            catalogue.damage.push(found);
-        }
-        if let Some(damage) = catalogue.damage.get_mut(place) {
-            damage.images.insert(id);
-        }
     }
 }
