@@ -6,6 +6,7 @@
 mod config;
 pub mod docker;
 pub mod driver;
+mod looks;
 mod reading;
 mod watch;
 

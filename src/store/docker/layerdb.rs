@@ -2,13 +2,13 @@
 
 use std::sync::{Arc, OnceLock};
 
-use super::looks::Looks;
 use super::{FIELD_MAX, in_parallel, path, sound_ids};
 use crate::digest::{CacheId, ChainId, DiffId};
 use crate::error::{Error, Result};
 use crate::name::{Name, TreePath};
 use crate::root::{Folder, Root};
 use crate::store::driver::Driver;
+use crate::store::looks::Looks;
 use crate::store::{Catalogue, Damage, LayerRecord, List, Stamp};
 
 pub(super) const LAYERS: &str = "layerdb/sha256";

@@ -18,7 +18,7 @@
 mod containers;
 mod imagedb;
 mod layerdb;
-mod looks;
+mod place;
 mod repositories;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,6 +28,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::driver::{DRIVERS, Driver};
+use super::looks::Looks;
 use super::reading::{JSON_MAX, blame, ids, in_parallel, path, sound_ids, stamp_of, unread};
 use super::{Catalogue, Damage, Generation, LayerRecord, Layering, Options, Stamp, Store};
 use crate::digest::{CacheId, ChainId, ContainerId, ImageId};
@@ -37,7 +38,7 @@ use crate::layer::difference::Life;
 use crate::name::TreePath;
 use crate::root::{Root, Space};
 use containers::Containers;
-use looks::{Looks, Place};
+use place::Place;
 
 /// The largest of layerdb's small files that is read, in bytes.
 const FIELD_MAX: usize = 4096;

@@ -7,6 +7,7 @@
 //! disk that gives none; only while someone asks for the store; and for no more than a hundredth of the time.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt::Debug;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::thread;
@@ -14,15 +15,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 
-use super::containers::{self, Containers};
-use super::{imagedb, layerdb, path};
+use super::{Catalogue, Container, LayerRecord, Stamp};
 use crate::digest::{ChainId, ContainerId, ImageId};
 use crate::error::Result;
 use crate::meta::Timestamp;
 use crate::name::TreePath;
 use crate::root::Root;
-use crate::store::driver::Driver;
-use crate::store::{Catalogue, Container, LayerRecord, Stamp};
 
 /// The shortest time between two looks.
 const REST: Duration = Duration::from_millis(100);
@@ -32,13 +30,25 @@ const REST_MAX: Duration = Duration::from_secs(10);
 /// File systems note times by ticks of some milliseconds, so that a change may bear a time before it.
 const TICK: Duration = Duration::from_millis(50);
 
-/// Where the files are.
-#[derive(Debug)]
-pub(super) struct Place {
-    /// `image/<driver>`.
-    pub(super) image: Arc<Root>,
-    pub(super) containers: Arc<Containers>,
-    pub(super) driver: Arc<dyn Driver>,
+/// Where the files of a store are.
+pub(super) trait Place: Debug + Send + Sync {
+    /// The states of an image's files.
+    ///
+    /// # Errors
+    /// Where they could not be looked at for the moment.
+    fn image(&self, id: &ImageId) -> Result<Print>;
+
+    /// The states of a layer's files in the store, and of its directory.
+    ///
+    /// # Errors
+    /// As [`Place::image`].
+    fn layer(&self, record: &LayerRecord) -> Result<Print>;
+
+    /// The states of a container's files in the store, and of its directories, whatever the container writes there.
+    ///
+    /// # Errors
+    /// As [`Place::image`].
+    fn container(&self, container: &Container) -> Result<Print>;
 }
 
 /// All looks at one store.
@@ -47,7 +57,7 @@ pub(super) struct Looks(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    place: Place,
+    place: Box<dyn Place>,
     /// Held for single look-ups and changes only, never while anything is looked at.
     state: Mutex<State>,
 }
@@ -91,13 +101,13 @@ struct Seen {
 
 /// The states of all files of an object, as one number, and when the last of them was changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Print {
+pub(super) struct Print {
     print: u64,
     changed: Timestamp,
 }
 
 impl Looks {
-    pub(super) fn new(place: Place) -> Self {
+    pub(super) fn new(place: impl Place + 'static) -> Self {
         let state = State {
             watched: Arc::default(),
             seen: HashMap::new(),
@@ -106,7 +116,7 @@ impl Looks {
             is_under_way: false,
             due: Instant::now().checked_add(REST).unwrap_or_else(Instant::now),
         };
-        Self(Arc::new(Shared { place, state: Mutex::new(state) }))
+        Self(Arc::new(Shared { place: Box::new(place), state: Mutex::new(state) }))
     }
 
     /// Has a look taken if one is due; nobody waits for it.
@@ -228,48 +238,14 @@ impl State {
     }
 }
 
-impl Place {
-    fn image(&self, id: &ImageId) -> Result<Print> {
-        let files = [imagedb::content_of(id), imagedb::parent_of(id)];
-        let stamps = files.iter().map(|file| stamp(&self.image, file));
-        Ok(Print::of(&stamps.collect::<Result<Vec<_>>>()?))
-    }
-
-    fn layer(&self, record: &LayerRecord) -> Result<Print> {
-        let entry = layerdb::entry_of(&record.chain);
-        let files = layerdb::FIELDS.iter().map(|field| entry.join_path(&path(field)));
-        let mut stamps = vec![stamp(&self.image, &entry)?];
-        for file in files {
-            stamps.push(stamp(&self.image, &file)?);
-        }
-        if let Some(id) = &record.cache_id {
-            stamps.push(state_of(self.driver.find(id).map(|found| found.as_ref().map(Stamp::from)))?);
-        }
-        Ok(Print::of(&stamps))
-    }
-
-    fn container(&self, container: &Container) -> Result<Print> {
-        let entry = containers::mount_of(&container.id);
-        let mut stamps = Vec::new();
-        for field in containers::FIELDS {
-            stamps.push(stamp(&self.image, &entry.join_path(&path(field)))?);
-        }
-        if let Ok(Some(all)) = self.containers.folder() {
-            stamps.push(stamp(&all, &containers::config_of(&container.id))?);
-        }
-        for id in container.changes.iter().chain(&container.init) {
-            // What a container writes is no change of the store.
-            let found = self.driver.find(id).map(|found| found.map(|meta| Stamp::of_changes(meta.inode)));
-            stamps.push(state_of(found)?);
-        }
-        Ok(Print::of(&stamps))
-    }
-}
-
 /// What there is at a path: a state, nothing, or an error, whose number stands for it.
-type Found = std::result::Result<Option<Stamp>, i32>;
+pub(super) type Found = std::result::Result<Option<Stamp>, i32>;
 
-fn stamp(root: &Root, path: &TreePath) -> Result<Found> {
+/// What there is at a path.
+///
+/// # Errors
+/// Transient ones.
+pub(super) fn stamp(root: &Root, path: &TreePath) -> Result<Found> {
     state_of(root.stat(path).map(|found| found.as_ref().map(Stamp::from)))
 }
 
@@ -277,7 +253,7 @@ fn stamp(root: &Root, path: &TreePath) -> Result<Found> {
 ///
 /// # Errors
 /// Transient ones.
-fn state_of<T>(answer: Result<T>) -> Result<std::result::Result<T, i32>> {
+pub(super) fn state_of<T>(answer: Result<T>) -> Result<std::result::Result<T, i32>> {
     match answer {
         Ok(answer) => Ok(Ok(answer)),
         Err(error) if error.is_transient() => Err(error),
@@ -286,7 +262,8 @@ fn state_of<T>(answer: Result<T>) -> Result<std::result::Result<T, i32>> {
 }
 
 impl Print {
-    fn of(stamps: &[Found]) -> Self {
+    /// The print of these files, in this order.
+    pub(super) fn of(stamps: &[Found]) -> Self {
         let mut hash = DefaultHasher::new();
         stamps.hash(&mut hash);
         let changed = stamps.iter().flatten().flatten().map(Stamp::changed).max();
