@@ -103,6 +103,14 @@ pub trait Store: Debug + Send + Sync {
     /// [`Error::Damaged`] where its SHA-256 is not the ID; [`Error::Stale`] where it is gone.
     fn config(&self, id: &ImageId) -> Result<Vec<u8>>;
 
+    /// An image's manifest, byte for byte. Not every store keeps them.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] where its SHA-256 is not its digest; [`Error::Stale`] where it is gone.
+    fn manifest(&self, id: &ImageId) -> Result<Vec<u8>> {
+        Err(Error::Stale { what: format!("the manifest of image {id}") })
+    }
+
     /// A container's config, as the engine wrote it.
     ///
     /// # Errors
@@ -347,6 +355,8 @@ pub struct Image {
     pub history: Vec<Step>,
     /// The size of the config in bytes.
     pub config_bytes: u64,
+    /// The size of the manifest in bytes; `None` where the store has none.
+    pub manifest_bytes: Option<u64>,
     /// When the image was stored here.
     pub stored: Timestamp,
     /// Whether the config could be read and is the right one.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! config.json        as the store has it; absent where it is not the right one
+//! manifest.json      as the store has it, where it keeps manifests
 //! history            a row per build step
 //! layers/<n>/        layer n, 0 at the base; absent where the layer is damaged
 //! layers/<n>.json    what the store knows of it
@@ -28,7 +29,7 @@ pub(super) struct ImageDir {
     depth: usize,
 }
 
-const ENTRIES: [&str; 5] = ["config.json", "damage", "history", "layers", "merged"];
+const ENTRIES: [&str; 6] = ["config.json", "damage", "history", "layers", "manifest.json", "merged"];
 
 impl ImageDir {
     /// The directory of an image, where the store has it. Its entries lie `depth` directories below the root.
@@ -44,6 +45,10 @@ impl ImageDir {
             "config.json" if image.has_config => {
                 Entry::text(Text::image_config(&self.shared, image.id, image.config_bytes, image.stored))
             }
+            "manifest.json" => {
+                let manifest = |size| Text::image_manifest(&self.shared, image.id, size, image.stored);
+                return Ok(image.manifest_bytes.map(|size| Entry::text(manifest(size))));
+            }
             "history" if image.has_config => {
                 let records = self.layers.records().map(|record| record.map(Arc::as_ref));
                 told(facts::history(self.shared.store.as_ref(), image, records)?, image.stored)
@@ -54,7 +59,7 @@ impl ImageDir {
             "layers" if image.has_config => {
                 LayersDir::node(&self.shared, self.layers.clone(), Some(image), image.stored)
             }
-            "merged" if image.damage.is_empty() => {
+            "merged" if image.has_config && image.damage.is_empty() => {
                 let target = format!("{}merged/{}", "../".repeat(self.depth), image.id.hex());
                 Entry::link(Link::new(target.into_bytes(), image.stored))
             }

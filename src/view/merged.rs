@@ -39,6 +39,10 @@ impl Merged {
         if let Some(why) = image.damage.first() {
             return Err(Error::damaged(format!("image {id}"), why.clone()));
         }
+        if !image.has_config {
+            // A list of images, which says nothing of layers.
+            return Ok(None);
+        }
         match image.top() {
             Some(top) => self.shared.image_union(snapshot, &top).map(Some),
             None => Ok(Some(Entry::folder(Empty(image.stored)))),

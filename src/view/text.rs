@@ -27,6 +27,8 @@ enum Body {
     Ready(Arc<[u8]>),
     /// An image's config.
     ImageConfig(Arc<Shared>, ImageId),
+    /// An image's manifest.
+    ImageManifest(Arc<Shared>, ImageId),
 }
 
 impl Text {
@@ -55,6 +57,11 @@ impl Text {
         Self { body, permissions: FOR_OWNER, time, size_bytes, is_momentary: false }
     }
 
+    pub(super) fn image_manifest(shared: &Arc<Shared>, id: ImageId, size_bytes: u64, time: Timestamp) -> Self {
+        let body = Body::ImageManifest(Arc::clone(shared), id);
+        Self { body, permissions: FOR_OWNER, time, size_bytes, is_momentary: false }
+    }
+
     /// Whether the name must be looked up again at each use.
     pub(super) fn is_momentary(&self) -> bool {
         self.is_momentary
@@ -64,7 +71,7 @@ impl Text {
     pub(super) fn identity(&self) -> Vec<u8> {
         match &self.body {
             Body::Ready(bytes) => bytes.to_vec(),
-            Body::ImageConfig(_, id) => id.to_string().into_bytes(),
+            Body::ImageConfig(_, id) | Body::ImageManifest(_, id) => id.to_string().into_bytes(),
         }
     }
 
@@ -76,6 +83,7 @@ impl Text {
         match &self.body {
             Body::Ready(bytes) => Ok(bytes.to_vec()),
             Body::ImageConfig(shared, id) => shared.store.config(id),
+            Body::ImageManifest(shared, id) => shared.store.manifest(id),
         }
     }
 

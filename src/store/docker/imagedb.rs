@@ -161,6 +161,7 @@ fn load(image: &Root, contents: Option<&Folder<'_>>, id: &ImageId, standing: Sta
         layers: Vec::new(),
         history: Vec::new(),
         config_bytes: 0,
+        manifest_bytes: None,
         stored: Timestamp::default(),
         has_config: false,
         damage: Vec::new(),
