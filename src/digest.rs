@@ -124,6 +124,34 @@ id!(
     ""
 );
 
+id!(
+    /// A layer's ID in containers/storage, which tells nothing of the layer but its place.
+    StorageLayerId,
+    ""
+);
+
+impl ManifestDigest {
+    /// The digest of this manifest.
+    #[must_use]
+    pub fn of_manifest(manifest: &[u8]) -> Self {
+        Self(Sha256::digest(manifest).into())
+    }
+}
+
+impl StorageLayerId {
+    /// The name of the layer's directory.
+    #[must_use]
+    pub fn cache_id(&self) -> CacheId {
+        CacheId(self.hex().into())
+    }
+
+    /// What stands for the layer where its chain ID is not known.
+    #[must_use]
+    pub fn as_chain(&self) -> ChainId {
+        ChainId(self.0)
+    }
+}
+
 impl ImageId {
     /// The ID of the image with this config.
     #[must_use]

@@ -8,6 +8,7 @@ pub mod dir;
 pub mod gate;
 pub mod mem;
 pub mod names;
+pub mod overridden;
 pub mod whiteout;
 
 use std::fmt::Debug;
@@ -182,6 +183,12 @@ impl Layer {
     #[must_use]
     pub fn changes(&self) -> bool {
         self.changes
+    }
+
+    /// The tree alone, for a layer to be made of it anew.
+    #[must_use]
+    pub fn into_tree(self) -> Box<dyn LayerTree> {
+        self.tree
     }
 
     /// The files as they are stored.

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 
 use super::{ImageLayer, LAYERS_MAX, Step};
-use crate::digest::{ChainId, DiffId};
+use crate::digest::DiffId;
 
 /// More build steps than any engine writes.
 const STEPS_MAX: usize = 10_000;
@@ -81,7 +81,7 @@ impl DiffIds {
         for text in &self.kept {
             let no_id = |_| format!("{:?} is no diff ID", text.chars().take(80).collect::<String>());
             let diff: DiffId = text.parse().map_err(no_id)?;
-            layers.push(ImageLayer { diff, chain: ChainId::of(layers.last().map(|below| &below.chain), &diff) });
+            layers.push(ImageLayer::upon(layers.last(), diff));
         }
         Ok(layers)
     }

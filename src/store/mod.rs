@@ -4,6 +4,7 @@
 //! [`Catalogue`], beside what is right. Nothing here merges layers or knows of the tree that users see.
 
 mod config;
+pub mod containers_storage;
 pub mod docker;
 pub mod driver;
 mod looks;
@@ -44,7 +45,7 @@ pub struct Options {
 type Opener = fn(Root, &Options) -> Result<Option<Box<dyn Store>>>;
 
 /// Every kind of store, in the order in which they are tried.
-const OPENERS: &[(&str, Opener)] = &[("docker", docker::open)];
+const OPENERS: &[(&str, Opener)] = &[("docker", docker::open), ("containers-storage", containers_storage::open)];
 
 /// The names of all kinds of store.
 pub fn kinds() -> impl Iterator<Item = &'static str> {
@@ -374,6 +375,14 @@ pub struct ImageLayer {
     pub diff: DiffId,
     /// The chain ID computed of this diff ID and those below.
     pub chain: ChainId,
+}
+
+impl ImageLayer {
+    /// The layer with this diff ID upon another.
+    #[must_use]
+    pub fn upon(below: Option<&Self>, diff: DiffId) -> Self {
+        Self { diff, chain: ChainId::of(below.map(|below| &below.chain), &diff) }
+    }
 }
 
 /// A build step.

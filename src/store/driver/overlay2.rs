@@ -36,6 +36,7 @@ pub(super) const LABEL: &[u8] = b"security.selinux";
 
 #[derive(Debug)]
 struct Overlay2 {
+    name: &'static str,
     root: Arc<Root>,
     whiteouts: Whiteouts,
     gates: Gates,
@@ -74,7 +75,15 @@ impl Gates {
 /// # Errors
 /// [`Error::Unsupported`] where the marks of deletions are out of this process's sight; [`Error::Io`].
 pub fn open(data_root: &Root, options: &Options) -> Result<Box<dyn Driver>> {
-    let root = data_root.sub(&path(&[NAME]))?;
+    open_as(NAME, data_root, options)
+}
+
+/// As [`open`], of a folder of this name, in which layers have the same places.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_as(name: &'static str, data_root: &Root, options: &Options) -> Result<Box<dyn Driver>> {
+    let root = data_root.sub(&path(&[name]))?;
     let is_roots = root.meta()?.uid == 0;
     let prefix = match options.prefix {
         Some(prefix) => prefix,
@@ -97,7 +106,8 @@ pub fn open(data_root: &Root, options: &Options) -> Result<Box<dyn Driver>> {
                     deleted files may come back"
         );
     }
-    Ok(Box::new(Overlay2 { root: Arc::new(root), whiteouts: Whiteouts::Overlay(prefix), gates: Gates::default() }))
+    let (root, whiteouts) = (Arc::new(root), Whiteouts::Overlay(prefix));
+    Ok(Box::new(Overlay2 { name, root, whiteouts, gates: Gates::default() }))
 }
 
 /// Which attributes the store's engine mounts with.
@@ -199,12 +209,12 @@ fn diff_of(id: &CacheId) -> TreePath {
 
 impl Driver for Overlay2 {
     fn name(&self) -> &'static str {
-        NAME
+        self.name
     }
 
     fn layer(&self, id: &CacheId) -> Result<Layer> {
         let tree = DirTree::behind(self.gates.of(id), Arc::clone(&self.root), diff_of(id));
-        Ok(Layer::new(LayerId::of(&format!("{NAME}/{id}")), Box::new(tree), self.whiteouts))
+        Ok(Layer::new(LayerId::of(&format!("{}/{id}", self.name)), Box::new(tree), self.whiteouts))
     }
 
     fn directory(&self, id: &CacheId) -> PathBuf {

@@ -1,0 +1,440 @@
+//! The images: configs and manifests, the names that lead to them, and what they are made of.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::documents::{DOCUMENT_MAX, Instance, MANIFEST, Manifest, file_names, manifest_key};
+use super::layers::{self, Keys};
+use super::lists::ListedImage;
+use crate::digest::{ImageId, ManifestDigest, StorageLayerId};
+use crate::error::{Error, Result};
+use crate::meta::{Kind, Meta, Timestamp};
+use crate::name::TreePath;
+use crate::reference::Reference;
+use crate::root::Root;
+use crate::store::config::Config;
+use crate::store::looks::{Print, stamp};
+use crate::store::reading::{blame, in_parallel, path};
+use crate::store::{Catalogue, Damage, Image, ImageLayer, Layering, Stamp, Standing, Step};
+
+/// As many wrong names are told one by one.
+const WRONG_MAX: usize = 100;
+
+/// An image whose documents were read.
+#[derive(Debug)]
+pub(super) struct Loaded<'a> {
+    listed: &'a ListedImage,
+    manifest_bytes: Option<u64>,
+    is: Is,
+    /// What it is made of as the list of layers says, bottom first, or why that cannot be told.
+    stack: std::result::Result<Vec<StorageLayerId>, String>,
+}
+
+/// What a listed image is.
+#[derive(Debug)]
+enum Is {
+    Image(Found),
+    /// A list of images, for each platform one.
+    List(Vec<Instance>, Meta),
+    Damaged(Damage),
+}
+
+/// A config that was read.
+#[derive(Debug)]
+struct Found {
+    history: Vec<Step>,
+    /// The layers as the config names them, bottom first, or why that cannot be told.
+    layers: std::result::Result<Vec<ImageLayer>, String>,
+    file: TreePath,
+    bytes: u64,
+    stored: Timestamp,
+    stamp: Stamp,
+}
+
+/// The file of one of an image's documents, where there is one.
+///
+/// # Errors
+/// Where it could not be looked at.
+fn find(root: &Root, id: &ImageId, key: &str) -> Result<Option<(TreePath, Meta)>> {
+    for name in file_names(key) {
+        let file = path(&id.hex()).join(&name);
+        if let Some(meta) = root.stat(&file)? {
+            return Ok(Some((file, meta)));
+        }
+    }
+    Ok(None)
+}
+
+fn read(root: &Root, file: &TreePath) -> Result<Vec<u8>> {
+    let gone = || Error::Stale { what: root.shown(file) };
+    Ok(root.read(file, DOCUMENT_MAX)?.ok_or_else(gone)?.0)
+}
+
+/// The file of an image's config, and the ID that its content has: the image's own, unless that was made up.
+fn find_config(root: &Root, id: &ImageId) -> Result<Option<(TreePath, Meta, ImageId)>> {
+    if let Some((file, meta)) = find(root, id, &id.to_string())? {
+        return Ok(Some((file, meta, *id)));
+    }
+    let Some((file, _)) = find(root, id, MANIFEST)? else { return Ok(None) };
+    let Some(digest) = Manifest::parse(&read(root, &file)?).ok().and_then(|manifest| manifest.config()) else {
+        return Ok(None);
+    };
+    Ok(find(root, id, &digest.to_string())?.map(|(file, meta)| (file, meta, digest)))
+}
+
+/// An image's config, byte for byte.
+///
+/// # Errors
+/// As [`crate::store::Store::config`].
+pub(super) fn config(root: &Root, id: &ImageId) -> Result<Vec<u8>> {
+    let stale = || Error::Stale { what: format!("image {id}") };
+    let (file, _, digest) = find_config(root, id)?.ok_or_else(stale)?;
+    verified(root, &file, &digest)
+}
+
+fn verified(root: &Root, file: &TreePath, digest: &ImageId) -> Result<Vec<u8>> {
+    let config = read(root, file)?;
+    let found = ImageId::of_config(&config);
+    if found != *digest {
+        let why = format!("its SHA-256 is {}, not {}", found.hex(), digest.hex());
+        return Err(Error::damaged(root.shown(file), why));
+    }
+    Ok(config)
+}
+
+/// The file of the manifest that an image's digest names, or else of the one that was written last.
+fn find_manifest(root: &Root, image: &ListedImage) -> Result<Option<(TreePath, Meta)>> {
+    if let Some(digest) = &image.digest
+        && let Some(found) = find(root, &image.id, &manifest_key(digest))?
+    {
+        return Ok(Some(found));
+    }
+    find(root, &image.id, MANIFEST)
+}
+
+/// An image's manifest, byte for byte.
+///
+/// # Errors
+/// As [`crate::store::Store::manifest`].
+pub(super) fn manifest(root: &Root, image: &ListedImage) -> Result<Vec<u8>> {
+    let stale = || Error::Stale { what: format!("the manifest of image {}", image.id) };
+    let (file, _) = find_manifest(root, image)?.ok_or_else(stale)?;
+    let content = read(root, &file)?;
+    let is_hashed = Manifest::parse(&content).is_ok_and(|manifest| manifest.is_hashed());
+    match &image.digest {
+        Some(digest) if is_hashed && ManifestDigest::of_manifest(&content) != *digest => {
+            let why = format!("its SHA-256 is not {}", digest.hex());
+            Err(Error::damaged(root.shown(&file), why))
+        }
+        Some(_) | None => Ok(content),
+    }
+}
+
+/// The states of an image's files.
+///
+/// # Errors
+/// Transient ones.
+pub(super) fn print(root: &Root, id: &ImageId) -> Result<Print> {
+    let files = file_names(&id.to_string()).into_iter().chain(file_names(MANIFEST));
+    let stamps = files.map(|name| stamp(root, &path(&id.hex()).join(&name)));
+    Ok(Print::of(&stamps.collect::<Result<Vec<_>>>()?))
+}
+
+/// Reads the documents of all images. One that is being made has none yet, and is left out.
+///
+/// # Errors
+/// Transient ones.
+pub(super) fn load<'a>(
+    root: &Root,
+    listed: &'a [ListedImage],
+    layers: &layers::Listed,
+    known: Option<&Catalogue>,
+) -> Result<Vec<Loaded<'a>>> {
+    let load = |image: &'a ListedImage| {
+        let known = known.and_then(|known| known.images.get(&image.id));
+        let is = match what_is(root, image, known.map(Arc::as_ref)) {
+            Ok(Some(is)) => is,
+            Ok(None) => return Ok(None),
+            Err(error) => Is::Damaged(Damage::from_error(root, &path(&image.id.hex()), error)?),
+        };
+        // That a manifest cannot be looked at is no harm to the image.
+        let manifest = match find_manifest(root, image) {
+            Err(error) if error.is_transient() => return Err(error),
+            found => found.ok().flatten().filter(|(_, meta)| meta.kind == Kind::Regular),
+        };
+        let stack = image.layer.map_or(Ok(Vec::new()), |top| layers::stack(layers, top));
+        Ok(Some(Loaded { listed: image, manifest_bytes: manifest.map(|(_, meta)| meta.size_bytes), is, stack }))
+    };
+    let places: Vec<&'a ListedImage> = listed.iter().collect();
+    in_parallel(&places, |image| load(image)).into_iter().filter_map(Result::transpose).collect()
+}
+
+/// What a listed image is; `None` for one that is being made.
+fn what_is(root: &Root, image: &ListedImage, known: Option<&Image>) -> Result<Option<Is>> {
+    if let Some((file, meta, digest)) = find_config(root, &image.id)? {
+        return found(root, file, &meta, &digest, known).map(|found| Some(Is::Image(found)));
+    }
+    let manifest = find_manifest(root, image)?;
+    if let Some((file, meta)) = &manifest {
+        let wrong = |why| Error::damaged(root.shown(file), why);
+        let manifest = Manifest::parse(&read(root, file)?).map_err(wrong)?;
+        if manifest.is_list() {
+            return Ok(Some(Is::List(manifest.instances().into_iter().cloned().collect(), *meta)));
+        }
+    }
+    let key = image.id.to_string();
+    // The engine lists an image before it writes its documents, and each of those only when it is written.
+    if manifest.is_none() && !image.documents.contains(&key) {
+        return Ok(None);
+    }
+    let file =
+        path(&image.id.hex()).join_path(&file_names(&key).into_iter().next().map(TreePath::from).unwrap_or_default());
+    Err(Error::damaged(root.shown(&file), "missing"))
+}
+
+fn found(root: &Root, file: TreePath, meta: &Meta, digest: &ImageId, known: Option<&Image>) -> Result<Found> {
+    let stamp = Stamp::from(meta);
+    let (bytes, stored) = (meta.size_bytes, meta.modified);
+    // Content cannot change under an ID.
+    if let Some(known) = known.filter(|known| known.stamp == stamp && known.has_config && known.damage.is_empty()) {
+        let mut layers: Vec<ImageLayer> = Vec::with_capacity(known.layers.len());
+        for layer in &known.layers {
+            layers.push(ImageLayer::upon(layers.last(), layer.diff));
+        }
+        return Ok(Found { history: known.history.clone(), layers: Ok(layers), file, bytes, stored, stamp });
+    }
+    let config = verified(root, &file, digest)?;
+    let config = Config::parse(&config).map_err(|why| Error::damaged(root.shown(&file), why))?;
+    Ok(Found { history: config.history, layers: config.layers, file, bytes, stored, stamp })
+}
+
+/// What the configs say of the layers that images are made of, where both are of one number.
+pub(super) fn claims<'a>(loaded: &'a [Loaded<'_>]) -> impl Iterator<Item = (&'a [StorageLayerId], &'a [ImageLayer])> {
+    loaded.iter().filter_map(|image| match (&image.is, &image.stack) {
+        (Is::Image(Found { layers: Ok(layers), .. }), Ok(stack)) if layers.len() == stack.len() => {
+            Some((stack.as_slice(), layers.as_slice()))
+        }
+        (Is::Image(_) | Is::List(..) | Is::Damaged(_), _) => None,
+    })
+}
+
+/// Puts images and references together into a catalogue that has the layers.
+#[derive(Debug)]
+pub(super) struct Reader<'a> {
+    pub(super) root: &'a Root,
+    /// The list of images, and that of layers, for messages.
+    pub(super) lists: (String, String),
+    pub(super) layers: &'a layers::Listed,
+    /// That the list of layers has not all there is, and why.
+    pub(super) unread: Option<&'a Damage>,
+    pub(super) broken: &'a BTreeMap<StorageLayerId, Damage>,
+    pub(super) keys: &'a Keys,
+    pub(super) layering: Layering,
+}
+
+impl Reader<'_> {
+    pub(super) fn read(&self, loaded: Vec<Loaded<'_>>, catalogue: &mut Catalogue) {
+        let stored: HashSet<ImageId> = loaded.iter().map(|image| image.listed.id).collect();
+        let instances = instances(&loaded);
+        let references = self.references(&loaded, &instances, catalogue);
+        let standings = Standings::of(&loaded, &references);
+        let mut damage = Vec::new();
+        for image in loaded {
+            let id = image.listed.id;
+            let standing = standings.of_image(&image);
+            let (image, wrong) = self.image(image, standing, &instances);
+            damage.extend(wrong.into_iter().map(|wrong| (wrong, id)));
+            catalogue.images.insert(id, Arc::new(image));
+        }
+        blame(catalogue, damage);
+        catalogue.references = references.into_iter().filter(|(_, id)| stored.contains(id)).collect();
+    }
+
+    /// An image, and what is wrong with the store that it suffers from.
+    fn image(&self, loaded: Loaded<'_>, standing: Standing, instances: &Instances) -> (Image, Vec<Damage>) {
+        let mut image = Image {
+            id: loaded.listed.id,
+            standing,
+            layers: Vec::new(),
+            history: Vec::new(),
+            config_bytes: 0,
+            manifest_bytes: loaded.manifest_bytes,
+            stored: Timestamp::default(),
+            has_config: false,
+            damage: Vec::new(),
+            stamp: Stamp::default(),
+        };
+        let mut wrong = Vec::new();
+        match loaded.is {
+            Is::Image(found) => wrong = self.fill(&mut image, found, loaded.stack),
+            Is::List(list, meta) => {
+                image.stored = meta.modified;
+                image.stamp = Stamp::from(&meta);
+                if instances.of(&list).is_none() {
+                    image
+                        .damage
+                        .push("a list of images for several platforms, none of which is stored here".to_owned());
+                }
+                return (image, Vec::new());
+            }
+            Is::Damaged(damage) => wrong.push(damage),
+        }
+        image.damage.extend(wrong.iter().map(ToString::to_string));
+        // An image is as its layers are, whatever its config says of them.
+        wrong.extend(self.contradiction(&image));
+        (image, wrong)
+    }
+
+    fn fill(
+        &self,
+        image: &mut Image,
+        found: Found,
+        stack: std::result::Result<Vec<StorageLayerId>, String>,
+    ) -> Vec<Damage> {
+        image.has_config = true;
+        image.history = found.history;
+        (image.config_bytes, image.stored, image.stamp) = (found.bytes, found.stored, found.stamp);
+        let in_config = |why: String| vec![Damage::of(self.root.shown(&found.file), why)];
+        let named = match found.layers {
+            Ok(named) => named,
+            Err(why) => return in_config(why),
+        };
+        let stack = match stack {
+            Ok(stack) => stack,
+            Err(why) => return vec![self.unread.cloned().unwrap_or_else(|| Damage::of(self.lists.1.clone(), why))],
+        };
+        if named.len() != stack.len() {
+            return in_config(format!("it names {} layers, but the store has {} for it", named.len(), stack.len()));
+        }
+        let mut wrong = Vec::new();
+        for (place, (id, named)) in stack.iter().zip(&named).enumerate() {
+            let Some(chain) = self.keys.of(id) else {
+                let why = "its ID is another layer's chain ID";
+                wrong.push(Damage::of(format!("layer {id}"), why));
+                continue;
+            };
+            image.layers.push(ImageLayer { diff: named.diff, chain });
+            let counts = self.layering == Layering::Deltas || place.saturating_add(1) == stack.len();
+            wrong.extend(self.broken.get(id).filter(|_| counts).cloned());
+        }
+        wrong
+    }
+
+    /// That the config names other content than the list of layers does.
+    fn contradiction(&self, image: &Image) -> Option<Damage> {
+        let listed = |layer: &ImageLayer| {
+            let top = self.keys.owner(&layer.chain)?;
+            let diff = self.layers.get(&top)?.diff.filter(|diff| *diff != layer.diff)?;
+            Some((top, diff, layer.diff))
+        };
+        let (layer, found, named) = image.layers.iter().find_map(listed)?;
+        let why = format!("layer {layer} has the diff ID {found}; the config of image {} says {named}", image.id);
+        Some(Damage::of(self.lists.1.clone(), why))
+    }
+
+    fn references(
+        &self,
+        loaded: &[Loaded<'_>],
+        instances: &Instances,
+        catalogue: &mut Catalogue,
+    ) -> BTreeMap<Reference, ImageId> {
+        let mut references: BTreeMap<Reference, ImageId> = BTreeMap::new();
+        let mut wrong = Vec::new();
+        for image in loaded {
+            let target = match &image.is {
+                Is::List(list, _) => instances.of(list).unwrap_or(image.listed.id),
+                Is::Image(_) | Is::Damaged(_) => image.listed.id,
+            };
+            for name in &image.listed.names {
+                let Ok(reference) = Reference::parse(name) else {
+                    wrong.push(format!("{:?} is no reference", name.chars().take(80).collect::<String>()));
+                    continue;
+                };
+                // As the engine finds an image by its digest: in the repositories that its names are of.
+                let digest = image.listed.digest.map(|digest| format!("{}@{digest}", reference.repository()));
+                if let Some(by_digest) = digest.and_then(|digest| Reference::parse(&digest).ok()) {
+                    references.entry(by_digest).or_insert(target);
+                }
+                match references.get(&reference) {
+                    Some(other) if *other != target => wrong.push(format!("names two images {reference}")),
+                    Some(_) => {}
+                    None => drop(references.insert(reference, target)),
+                }
+            }
+        }
+        let untold = wrong.len().saturating_sub(WRONG_MAX);
+        wrong.truncate(WRONG_MAX);
+        if untold > 0 {
+            wrong.push(format!("{untold} more of its names are wrong"));
+        }
+        catalogue.damage.extend(wrong.into_iter().map(|why| Damage::of(self.lists.0.clone(), why)));
+        references
+    }
+}
+
+/// The images that are stored, by the digests of their manifests.
+#[derive(Debug)]
+struct Instances(HashMap<ManifestDigest, ImageId>);
+
+fn instances(loaded: &[Loaded<'_>]) -> Instances {
+    let mut instances = HashMap::new();
+    for image in loaded.iter().filter(|image| matches!(image.is, Is::Image(_))) {
+        let prefix = format!("{MANIFEST}-");
+        let by_key = image.listed.documents.iter().filter_map(|key| key.strip_prefix(&prefix)?.parse().ok());
+        for digest in image.listed.digest.into_iter().chain(by_key) {
+            instances.entry(digest).or_insert(image.listed.id);
+        }
+    }
+    Instances(instances)
+}
+
+impl Instances {
+    /// The first image of a list that is stored.
+    fn of(&self, list: &[Instance]) -> Option<ImageId> {
+        list.iter().find_map(|instance| self.0.get(&instance.digest)).copied()
+    }
+}
+
+/// What tells how an image stands among the others.
+#[derive(Debug)]
+struct Standings {
+    referenced: BTreeSet<ImageId>,
+    /// Layers that lie below the top one of an image.
+    below: HashSet<StorageLayerId>,
+    /// The most build steps of the images with a top layer.
+    steps: HashMap<StorageLayerId, usize>,
+}
+
+impl Standings {
+    fn of(loaded: &[Loaded<'_>], references: &BTreeMap<Reference, ImageId>) -> Self {
+        let mut referenced: BTreeSet<ImageId> = references.values().copied().collect();
+        let named = loaded.iter().filter(|image| !image.listed.names.is_empty());
+        referenced.extend(named.map(|image| image.listed.id));
+        let (mut below, mut steps) = (HashSet::new(), HashMap::new());
+        for image in loaded {
+            let Ok([rest @ .., top]) = image.stack.as_deref() else { continue };
+            below.extend(rest.iter().copied());
+            let most = steps.entry(*top).or_default();
+            *most = image.steps().max(*most);
+        }
+        Self { referenced, below, steps }
+    }
+
+    fn of_image(&self, image: &Loaded<'_>) -> Standing {
+        let is_below = |top| self.below.contains(top) || self.steps.get(top).is_some_and(|most| image.steps() < *most);
+        match image.stack.as_deref() {
+            _ if self.referenced.contains(&image.listed.id) => Standing::Referenced,
+            Ok([.., top]) if is_below(top) => Standing::Intermediate,
+            Ok(_) | Err(_) => Standing::Dangling,
+        }
+    }
+}
+
+impl Loaded<'_> {
+    fn steps(&self) -> usize {
+        match &self.is {
+            Is::Image(found) => found.history.len(),
+            Is::List(..) | Is::Damaged(_) => 0,
+        }
+    }
+}
