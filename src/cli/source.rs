@@ -4,8 +4,10 @@
 //! With a SOURCE nothing of this machine's configuration is read, as an investigator's disk has nothing to do with it.
 //!
 //! ```text
-//! other users than root:  data-root of ~/.config/docker/daemon.json, ~/.local/share/docker
-//! everyone:               data-root of /etc/docker/daemon.json, /var/lib/docker, the snap's
+//! other users than root:  data-root of ~/.config/docker/daemon.json, ~/.local/share/docker,
+//!                         ~/.local/share/containers/storage
+//! everyone:               data-root of /etc/docker/daemon.json, /var/lib/docker, the snap's,
+//!                         /var/lib/containers/storage
 //! ```
 
 use std::io::{ErrorKind, Read};
@@ -63,11 +65,13 @@ impl Surroundings {
         let mut places = Vec::new();
         if let Some(user) = &self.user {
             places.extend(user.config.as_ref().and_then(|config| configured(&config.join("docker/daemon.json"))));
-            places.extend(user.data.as_ref().map(|data| data.join("docker")));
+            let data = user.data.iter();
+            places.extend(data.flat_map(|data| [data.join("docker"), data.join("containers/storage")]));
         }
         places.extend(configured(&self.root.join("etc/docker/daemon.json")));
         places.push(self.root.join("var/lib/docker"));
         places.push(self.root.join("var/snap/docker/common/var-lib-docker"));
+        places.push(self.root.join("var/lib/containers/storage"));
         let mut unique: Vec<PathBuf> = Vec::new();
         for place in places {
             if !unique.contains(&place) {
@@ -218,8 +222,10 @@ mod tests {
             PathBuf::from("/srv/docker"),
             dir.path().join("var/lib/docker"),
             dir.path().join("var/snap/docker/common/var-lib-docker"),
+            dir.path().join("var/lib/containers/storage"),
         ];
-        let own = [PathBuf::from("/home/old"), dir.path().join("home/.local/share/docker")];
+        let data = dir.path().join("home/.local/share");
+        let own = [PathBuf::from("/home/old"), data.join("docker"), data.join("containers/storage")];
         assert_eq!(machine.candidates(), [&own[..], &system[..]].concat());
         assert_eq!(Surroundings { user: None, ..machine }.candidates(), system);
     }
@@ -260,8 +266,8 @@ mod tests {
         let at = dir.path().display();
         let message = format!(
             "no container store found on this machine; tried:\n  {at}/file is not a directory\n  {at}/var/lib/docker \
-             holds no store\n  {at}/var/snap/docker/common/var-lib-docker does not exist\nname one: docker-fs SOURCE \
-             MOUNTPOINT"
+             holds no store\n  {at}/var/snap/docker/common/var-lib-docker does not exist\n  \
+             {at}/var/lib/containers/storage does not exist\nname one: docker-fs SOURCE MOUNTPOINT"
         );
         assert_eq!(failure, Failure::no_store(message));
     }
