@@ -112,6 +112,7 @@ impl Store for OneImage {
             layers: vec![ImageLayer { diff, chain }],
             history: Vec::new(),
             config_bytes: 2,
+            manifest_bytes: None,
             stored: Timestamp::default(),
             has_config: true,
             damage: Vec::new(),

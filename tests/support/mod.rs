@@ -1,5 +1,6 @@
 //! What the integration tests share: stores made on the spot, mounts that go away by themselves, and trees taken as data.
 //!
+//! * `storage` writes a store of containers/storage.
 //! * `store` writes a classic Docker data root, byte for byte as the daemon does.
 //! * `stack` makes stacks of overlay2 directories, at random or by hand, and shrinks one that fails.
 //! * `mount` mounts docker-fs, kernel overlayfs and tmpfs, and unmounts them on drop.
@@ -26,6 +27,7 @@ pub mod filter;
 pub mod mount;
 pub mod random;
 pub mod stack;
+pub mod storage;
 pub mod store;
 pub mod tree;
 pub mod view;
