@@ -5,6 +5,7 @@
 
 mod config;
 pub mod containers_storage;
+pub mod containerd;
 pub mod docker;
 pub mod driver;
 mod looks;

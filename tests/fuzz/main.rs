@@ -16,6 +16,7 @@
     clippy::string_slice
 )]
 
+mod bolt;
 mod mutate;
 mod roots;
 mod unions;
@@ -307,6 +308,15 @@ fn container_configs() {
 fn attributes() {
     let inputs = corpus("attributes");
     run("attributes", |seed| unions::try_one(seed, &inputs));
+}
+
+/// Databases of bbolt, which containerd has.
+#[test]
+fn databases() {
+    let inputs = corpus("bolt");
+    let mut tally = bolt::Tally::default();
+    run("bolt", |seed| tally.count(&bolt::try_one(seed, &inputs)));
+    tally.check();
 }
 
 #[test]

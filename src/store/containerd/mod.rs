@@ -1,0 +1,3 @@
+//! What containerd keeps: its databases so far.
+
+pub mod bolt;
