@@ -1,0 +1,186 @@
+//! A containerd of the test's own, with a root, a state directory and a socket that go away with it.
+//!
+//! Nothing here reads a store: `ctr` is asked, so its answers are an independent witness. Images are hand-made OCI
+//! layouts, so no registry is needed.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+
+use self::system::found;
+pub(crate) use self::system::{attempt, has_programs, run, unmount_below};
+
+#[path = "system.rs"]
+mod system;
+
+/// Programs without which there is no containerd.
+pub(crate) const PROGRAMS: &[&str] = &["containerd", "ctr", "setpriv", "tar"];
+
+/// The plugins that look for what the machine may not have, or that would serve it: no test needs them.
+const CONFIG: &str = r#"version = 2
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.aufs",
+  "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs",
+  "io.containerd.internal.v1.opt"]
+"#;
+
+/// A running containerd. Dropping it ends it, unmounts what is left below its directories, and removes them.
+#[derive(Debug)]
+pub(crate) struct Containerd {
+    child: Child,
+    /// Root, configuration and log.
+    dir: TempDir,
+    /// State and socket: apart and short, as a Unix socket's path ends at 107 bytes.
+    run: TempDir,
+}
+
+impl Containerd {
+    /// Starts a containerd and waits until it answers.
+    pub(crate) fn start() -> Self {
+        let dir = tempfile::Builder::new().prefix("containerd-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let run = tempfile::Builder::new().prefix("dfs-").tempdir_in("/tmp").unwrap();
+        fs::write(dir.path().join("config.toml"), CONFIG).unwrap();
+        let mut daemon = Self { child: spawn(dir.path(), run.path()), dir, run };
+        let patience = Instant::now() + Duration::from_secs(60);
+        while let Err(what) = daemon.try_ctr(&["version"]) {
+            let ended = daemon.child.try_wait().unwrap();
+            assert!(
+                ended.is_none() && Instant::now() < patience,
+                "containerd does not answer ({ended:?}): {what}\n{}",
+                daemon.log()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        daemon
+    }
+
+    /// What containerd calls its root: the store.
+    pub(crate) fn root(&self) -> PathBuf {
+        self.dir.path().join("root")
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Runs the client; its standard output is the answer.
+    pub(crate) fn try_ctr(&self, args: &[&str]) -> Result<Vec<u8>, String> {
+        let socket = self.run.path().join("sock");
+        attempt(Command::new(found("ctr").first().unwrap()).env("LC_ALL", "C").arg("-a").arg(socket).args(args))
+    }
+
+    /// Runs the client and returns what it printed; a failure panics.
+    pub(crate) fn ctr(&self, args: &[&str]) -> String {
+        let stdout = self.try_ctr(args).unwrap_or_else(|what| panic!("{what}"));
+        String::from_utf8(stdout).unwrap()
+    }
+
+    /// Imports an image whose layers each hold one file with its text, and unpacks it with the snapshotter.
+    pub(crate) fn import(&self, namespace: &str, snapshotter: &str, name: &str, layers: &[&str]) {
+        let (base, tag) = name.rsplit_once(':').unwrap();
+        let place = self.dir.path().join("import");
+        fs::create_dir(&place).unwrap();
+        let tar = layout(&place, tag, layers);
+        let tar = tar.to_str().unwrap();
+        self.ctr(&["-n", namespace, "images", "import", "--base-name", base, "--snapshotter", snapshotter, tar]);
+        fs::remove_dir_all(&place).unwrap();
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("containerd's log:\n{}", self.log());
+        }
+        let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+        let patience = Instant::now() + Duration::from_secs(20);
+        while let Ok(None) = self.child.try_wait() {
+            if Instant::now() > patience {
+                eprintln!("containerd does not end; it is killed");
+                let _ = self.child.kill();
+                let _ = self.child.wait();
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        unmount_below(self.dir.path());
+        unmount_below(self.run.path());
+    }
+}
+
+fn spawn(dir: &Path, run: &Path) -> Child {
+    let log = File::options().create(true).append(true).open(dir.join("log")).unwrap();
+    // Should the test be killed, the daemon ends too. (`setpriv` executes it, so that the pid is the daemon's.)
+    Command::new("setpriv")
+        .args(["--pdeathsig", "TERM"])
+        .arg(found("containerd").first().expect("there is no containerd"))
+        .arg("--config")
+        .arg(dir.join("config.toml"))
+        .arg("--root")
+        .arg(dir.join("root"))
+        .arg("--state")
+        .arg(run.join("state"))
+        .arg("--address")
+        .arg(run.join("sock"))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap()
+}
+
+/// Makes the tar of an OCI layout below `place`.
+fn layout(place: &Path, tag: &str, layers: &[&str]) -> PathBuf {
+    let root = place.join("layout");
+    let blobs = root.join("blobs/sha256");
+    fs::create_dir_all(&blobs).unwrap();
+    let put = |media_type: &str, bytes: &[u8]| -> Value {
+        let hash = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        fs::write(blobs.join(&hash), bytes).unwrap();
+        json!({ "mediaType": media_type, "digest": format!("sha256:{hash}"), "size": bytes.len() })
+    };
+    let layers: Vec<Value> = (0..)
+        .zip(layers)
+        .map(|(number, text)| layer(place, number, text))
+        .map(|tar| put("application/vnd.oci.image.layer.v1.tar", &tar))
+        .collect();
+    let diff_ids: Vec<&Value> = layers.iter().map(|layer| &layer["digest"]).collect();
+    let config = json!({
+        "architecture": architecture(), "os": "linux", "config": {},
+        "rootfs": { "type": "layers", "diff_ids": diff_ids },
+    });
+    let config = put("application/vnd.oci.image.config.v1+json", config.to_string().as_bytes());
+    let media_type = "application/vnd.oci.image.manifest.v1+json";
+    let manifest = json!({ "schemaVersion": 2, "mediaType": media_type, "config": config, "layers": layers });
+    let mut manifest = put(media_type, manifest.to_string().as_bytes());
+    manifest["annotations"] = json!({ "org.opencontainers.image.ref.name": tag });
+    fs::write(root.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+    fs::write(root.join("index.json"), json!({ "schemaVersion": 2, "manifests": [manifest] }).to_string()).unwrap();
+    let tar = place.join("layout.tar");
+    run(Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&tar).arg("."));
+    tar
+}
+
+/// What the OCI calls this machine's processor; of others' images nothing is unpacked.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+/// A tar of one file, whose name is the layer's number.
+fn layer(place: &Path, number: usize, text: &str) -> Vec<u8> {
+    let name = format!("file-{number}");
+    fs::write(place.join(&name), text).unwrap();
+    run(Command::new("tar").arg("-C").arg(place).arg("-cf").arg("-").arg(&name))
+}
