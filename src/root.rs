@@ -62,6 +62,15 @@ const CHANGES: WatchFlags = WatchFlags::CREATE
     .union(WatchFlags::DELETE_SELF)
     .union(WatchFlags::MOVE_SELF)
     .union(WatchFlags::ONLYDIR);
+/// What of a watched directory is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Changes {
+    /// Entries that come, go or were written.
+    Entries,
+    /// As well each time that something is written to a file in it, which may stay open for ever.
+    Writes,
+}
+
 /// The types of file systems to which others may write without this kernel's hearing of it (`linux/magic.h` and the file
 /// systems' own sources).
 const WRITTEN_ELSEWHERE: [u32; 14] = [
@@ -467,7 +476,7 @@ impl Root {
     /// # Errors
     /// [`Error::Unsupported`] where others may make changes of which this kernel does not hear; [`Error::Io`], `ENOSPC`
     /// where the system allows no more watches.
-    pub fn watch(&self, dir: &TreePath, inotify: impl AsFd, _own: &OwnDirectory) -> Result<()> {
+    pub fn watch(&self, dir: &TreePath, changes: Changes, inotify: impl AsFd, _own: &OwnDirectory) -> Result<()> {
         let doing = || format!("watch {}", self.shown(dir));
         let handle = self.handle(dir).map_err(Error::io(doing))?;
         let disk = rustix::fs::fstatfs(&handle).map_err(Error::io(doing))?;
@@ -477,7 +486,11 @@ impl Root {
             return Err(Error::Unsupported { what: self.shown(dir), why: why.to_owned() });
         }
         rustix::process::fchdir(&handle).map_err(Error::io(doing))?;
-        let added = rustix::fs::inotify::add_watch(inotify, c".", CHANGES);
+        let told = match changes {
+            Changes::Entries => CHANGES,
+            Changes::Writes => CHANGES | WatchFlags::MODIFY,
+        };
+        let added = rustix::fs::inotify::add_watch(inotify, c".", told);
         // A directory that is removed is not to be held.
         let left = rustix::process::fchdir(&self.reading);
         added.and(left).map_err(Error::io(doing))

@@ -113,6 +113,7 @@ impl Store for OneImage {
             history: Vec::new(),
             config_bytes: 2,
             manifest_bytes: None,
+            index_bytes: None,
             stored: Timestamp::default(),
             has_config: true,
             damage: Vec::new(),

@@ -92,6 +92,15 @@ pub trait Store: Debug + Send + Sync {
         Ok(())
     }
 
+    /// Calls for each directory of which also the writing to its files is to be heard of, as of databases that are
+    /// written in place.
+    ///
+    /// # Errors
+    /// As [`Store::watched`].
+    fn written(&self, _each: &mut dyn FnMut(&Root, &TreePath)) -> Result<()> {
+        Ok(())
+    }
+
     /// All that the store holds, and what of it is damaged. No layer's content is read. What is unchanged since a
     /// catalogue known from before is taken from there.
     ///
@@ -125,8 +134,17 @@ pub trait Store: Debug + Send + Sync {
     /// [`Error::Damaged`] where the directory is not there.
     fn layer(&self, id: &CacheId) -> Result<Layer>;
 
-    /// What the layers' directories hold.
-    fn layering(&self) -> Layering {
+    /// An image's index, byte for byte: the document that names its manifest among those of other platforms. Not every
+    /// store keeps them.
+    ///
+    /// # Errors
+    /// As [`Store::manifest`].
+    fn index(&self, id: &ImageId) -> Result<Vec<u8>> {
+        Err(Error::Stale { what: format!("the index of image {id}") })
+    }
+
+    /// What the directory of a layer holds.
+    fn layering(&self, _id: &CacheId) -> Layering {
         Layering::Deltas
     }
 
@@ -359,6 +377,8 @@ pub struct Image {
     pub config_bytes: u64,
     /// The size of the manifest in bytes; `None` where the store has none.
     pub manifest_bytes: Option<u64>,
+    /// The size of the index in bytes; `None` where the store has none, or the image was not found by one.
+    pub index_bytes: Option<u64>,
     /// When the image was stored here.
     pub stored: Timestamp,
     /// Whether the config could be read and is the right one.

@@ -18,7 +18,7 @@ use super::Store;
 use crate::error::{Error, Result};
 use crate::meta::Timestamp;
 use crate::name::TreePath;
-use crate::root::{OwnDirectory, Root};
+use crate::root::{Changes, OwnDirectory, Root};
 
 /// How many directories are watched; each takes about a kilobyte of the kernel's memory, and the system allows a user
 /// 8,192 or more in all.
@@ -75,11 +75,14 @@ impl Watch {
     pub fn renew(&mut self, store: &dyn Store) {
         let Some(ear) = &self.ear else { return };
         let (mut watched, mut trouble, mut is_complete) = (BTreeSet::new(), None, true);
-        let told = store.watched(&mut |root, dir| match add(ear, &self.watched, &watched, root, dir) {
-            Ok(Some(directory)) => drop(watched.insert(directory)),
-            Ok(None) => is_complete = false,
-            Err(error) => drop(trouble.get_or_insert(error)),
-        });
+        let mut watch =
+            |changes, root: &Root, dir: &TreePath| match add(ear, &self.watched, &watched, root, dir, changes) {
+                Ok(Some(directory)) => drop(watched.insert(directory)),
+                Ok(None) => is_complete = false,
+                Err(error) => drop(trouble.get_or_insert(error)),
+            };
+        let told = store.written(&mut |root, dir| watch(Changes::Writes, root, dir));
+        let told = told.and_then(|()| store.watched(&mut |root, dir| watch(Changes::Entries, root, dir)));
         let trouble = trouble.or(told.err());
         self.is_complete = is_complete && trouble.is_none() && !watched.is_empty();
         self.watched = watched;
@@ -141,6 +144,7 @@ fn add(
     watched: &BTreeSet<Directory>,
     root: &Root,
     dir: &TreePath,
+    changes: Changes,
 ) -> Result<Option<Directory>> {
     let Some(meta) = root.stat(dir)? else { return Ok(None) };
     let directory = (root.host_path(dir), meta.inode, meta.created);
@@ -151,7 +155,7 @@ fn add(
         let why = format!("not watched, as {DIRECTORIES_MAX} directories are");
         return Err(Error::Unsupported { what: root.shown(dir), why });
     }
-    match root.watch(dir, &ear.inotify, &ear.own) {
+    match root.watch(dir, changes, &ear.inotify, &ear.own) {
         Ok(()) => Ok(Some(directory)),
         // It was removed meanwhile.
         Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),

@@ -52,7 +52,7 @@ impl ByContainer {
     fn node(&self, snapshot: &Snapshot, id: &ContainerId) -> Option<Entry> {
         let catalogue = &snapshot.catalogue;
         let container = Arc::clone(catalogue.containers.get(id)?);
-        let layering = self.0.store.layering();
+        let layering = self.0.layering(container.changes.as_ref());
         let chains = match container.parent {
             // The damage file says what is wrong.
             Some(top) if layering == Layering::Deltas && catalogue.stack(&top).is_err() => Vec::new(),
@@ -164,7 +164,7 @@ impl ContainerDir {
     /// What an own layer changes upon the one below, which is the image's top one where it is no other.
     fn own(&self, id: &CacheId, below: Option<&CacheId>) -> Result<Entry> {
         let top = match self.container.parent {
-            Some(top) if below.is_none() && self.shared.store.layering() != Layering::Deltas => {
+            Some(top) if below.is_none() && self.shared.layering(Some(id)) != Layering::Deltas => {
                 let record = self.layers.records().next_back().flatten();
                 let missing = || Error::damaged(format!("layer {top}"), "the store does not list it");
                 Some(directory_of(record.ok_or_else(missing)?)?)
@@ -190,7 +190,8 @@ impl ContainerDir {
         };
         let own = own.into_iter().map(Arc::new).collect();
         let gone = || Error::damaged(format!("container {}", container.id), "a layer of its image is gone");
-        let records = store.layering().of_container(self.layers.records().rev().collect());
+        let layering = self.shared.layering(container.changes.as_ref());
+        let records = layering.of_container(self.layers.records().rev().collect());
         let records = records.into_iter().map(|record| record.cloned().ok_or_else(gone));
         self.shared.union_root(own, records.collect::<Result<_>>()?)
     }

@@ -3,6 +3,7 @@
 //! ```text
 //! config.json        as the store has it; absent where it is not the right one
 //! manifest.json      as the store has it, where it keeps manifests
+//! index.json         as the store has it, where the manifest is one of several
 //! history            a row per build step
 //! layers/<n>/        layer n, 0 at the base; absent where the layer is damaged
 //! layers/<n>.json    what the store knows of it
@@ -29,7 +30,7 @@ pub(super) struct ImageDir {
     depth: usize,
 }
 
-const ENTRIES: [&str; 6] = ["config.json", "damage", "history", "layers", "manifest.json", "merged"];
+const ENTRIES: [&str; 7] = ["config.json", "damage", "history", "index.json", "layers", "manifest.json", "merged"];
 
 impl ImageDir {
     /// The directory of an image, where the store has it. Its entries lie `depth` directories below the root.
@@ -48,6 +49,10 @@ impl ImageDir {
             "manifest.json" => {
                 let manifest = |size| Text::image_manifest(&self.shared, image.id, size, image.stored);
                 return Ok(image.manifest_bytes.map(|size| Entry::text(manifest(size))));
+            }
+            "index.json" => {
+                let index = |size| Text::image_index(&self.shared, image.id, size, image.stored);
+                return Ok(image.index_bytes.map(|size| Entry::text(index(size))));
             }
             "history" if image.has_config => {
                 let records = self.layers.records().map(|record| record.map(Arc::as_ref));
@@ -164,7 +169,8 @@ impl LayersDir {
     /// Whether a layer and what its changes are told by were sound when the store was read.
     fn is_sound(&self, index: usize, record: Option<&Arc<LayerRecord>>) -> bool {
         let is_sound = |record: &Arc<LayerRecord>| record.damage.is_none();
-        let needs_below = self.shared.store.layering() != Layering::Deltas && index > 0;
+        let needs_below =
+            self.shared.layering(record.and_then(|record| record.cache_id.as_ref())) != Layering::Deltas && index > 0;
         record.is_some_and(is_sound) && (!needs_below || self.below(index).is_some_and(is_sound))
     }
 }

@@ -388,6 +388,11 @@ impl Shared {
         }
     }
 
+    /// What a layer's directory holds; of one that has none its damage is to be told.
+    fn layering(&self, id: Option<&CacheId>) -> Layering {
+        id.map_or(Layering::Deltas, |id| self.store.layering(id))
+    }
+
     /// Opens the directory of a layer that is not damaged.
     fn layer(&self, record: &LayerRecord) -> Result<Layer> {
         self.store.layer(directory_of(record)?)
@@ -408,7 +413,9 @@ impl Shared {
         {
             return Ok(known);
         }
-        let found = self.union_root(Vec::new(), snapshot.catalogue.ground(top, self.store.layering())?)?;
+        let directory = snapshot.catalogue.layers.get(top).and_then(|record| record.cache_id.as_ref());
+        let ground = snapshot.catalogue.ground(top, self.layering(directory))?;
+        let found = self.union_root(Vec::new(), ground)?;
         snapshot.unions.lock().put(*top, found.clone());
         Ok(found)
     }
@@ -417,7 +424,7 @@ impl Shared {
     fn layer_root(&self, record: &Arc<LayerRecord>, below: Option<&Arc<LayerRecord>>) -> Result<Entry> {
         let mut records = vec![Arc::clone(record)];
         let layer = match record.parent {
-            Some(parent) if self.store.layering() != Layering::Deltas => {
+            Some(parent) if self.layering(record.cache_id.as_ref()) != Layering::Deltas => {
                 let below = below.filter(|below| below.chain == parent);
                 let missing = || Error::damaged(format!("layer {parent}"), "the store does not list it");
                 let below = below.ok_or_else(missing)?;

@@ -29,6 +29,8 @@ enum Body {
     ImageConfig(Arc<Shared>, ImageId),
     /// An image's manifest.
     ImageManifest(Arc<Shared>, ImageId),
+    /// An image's index.
+    ImageIndex(Arc<Shared>, ImageId),
 }
 
 impl Text {
@@ -62,6 +64,11 @@ impl Text {
         Self { body, permissions: FOR_OWNER, time, size_bytes, is_momentary: false }
     }
 
+    pub(super) fn image_index(shared: &Arc<Shared>, id: ImageId, size_bytes: u64, time: Timestamp) -> Self {
+        let body = Body::ImageIndex(Arc::clone(shared), id);
+        Self { body, permissions: FOR_OWNER, time, size_bytes, is_momentary: false }
+    }
+
     /// Whether the name must be looked up again at each use.
     pub(super) fn is_momentary(&self) -> bool {
         self.is_momentary
@@ -71,7 +78,9 @@ impl Text {
     pub(super) fn identity(&self) -> Vec<u8> {
         match &self.body {
             Body::Ready(bytes) => bytes.to_vec(),
-            Body::ImageConfig(_, id) | Body::ImageManifest(_, id) => id.to_string().into_bytes(),
+            Body::ImageConfig(_, id) => id.to_string().into_bytes(),
+            // An image can have several, of which the store tells one at a time.
+            Body::ImageManifest(_, id) | Body::ImageIndex(_, id) => format!("{id} {}", self.size_bytes).into_bytes(),
         }
     }
 
@@ -84,6 +93,7 @@ impl Text {
             Body::Ready(bytes) => Ok(bytes.to_vec()),
             Body::ImageConfig(shared, id) => shared.store.config(id),
             Body::ImageManifest(shared, id) => shared.store.manifest(id),
+            Body::ImageIndex(shared, id) => shared.store.index(id),
         }
     }
 

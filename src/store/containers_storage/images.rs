@@ -259,6 +259,7 @@ impl Reader<'_> {
             history: Vec::new(),
             config_bytes: 0,
             manifest_bytes: loaded.manifest_bytes,
+            index_bytes: None,
             stored: Timestamp::default(),
             has_config: false,
             damage: Vec::new(),

@@ -412,7 +412,7 @@ impl Store for Storage {
         self.places.driver.layer(id)
     }
 
-    fn layering(&self) -> Layering {
+    fn layering(&self, _id: &CacheId) -> Layering {
         self.places.driver.layering()
     }
 

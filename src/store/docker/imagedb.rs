@@ -162,6 +162,7 @@ fn load(image: &Root, contents: Option<&Folder<'_>>, id: &ImageId, standing: Sta
         history: Vec::new(),
         config_bytes: 0,
         manifest_bytes: None,
+        index_bytes: None,
         stored: Timestamp::default(),
         has_config: false,
         damage: Vec::new(),

@@ -194,7 +194,7 @@ impl Store for Docker {
         self.driver.layer(id)
     }
 
-    fn layering(&self) -> Layering {
+    fn layering(&self, _id: &CacheId) -> Layering {
         self.driver.layering()
     }
 
