@@ -160,7 +160,21 @@ impl ImageId {
     }
 }
 
+impl ContainerId {
+    /// The ID that stands for a container whose own is not of this form: a hash of its name.
+    #[must_use]
+    pub fn of_name(name: &str) -> Self {
+        Self(Sha256::digest(name).into())
+    }
+}
+
 impl ChainId {
+    /// The ID that stands for a layer which no image names: a hash of the name that it has in its store.
+    #[must_use]
+    pub fn of_name(name: &str) -> Self {
+        Self(Sha256::digest(name).into())
+    }
+
     /// The chain ID of a layer upon `parent`.
     ///
     /// `chain(d0) = d0`, `chain(dn) = SHA-256(chain(dn-1) + " " + dn)` over the full texts (OCI image specification).

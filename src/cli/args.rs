@@ -271,7 +271,10 @@ mod tests {
             (&["--foregroud", "/m"], "unexpected argument '--foregroud' found; '--foreground' is near"),
             (&["/m", "-o"], "a value is required for '-o <OPTION[,OPTION…]>' but none was supplied"),
             (&["/m", "-o", "wrong"], "unknown option -o wrong"),
-            (&["/m", "--kind", "podman"], "unknown kind of store \"podman\"; known: docker, containers-storage"),
+            (
+                &["/m", "--kind", "podman"],
+                "unknown kind of store \"podman\"; known: docker, containerd, containers-storage",
+            ),
             (&["-q", "-v", "/m"], "the argument '--quiet' cannot be used with '--verbose...'"),
             (&["", "/m"], "a path is empty"),
             (&["/m", "--metrics", "9090"], "--metrics wants HOST:PORT, not \"9090\""),

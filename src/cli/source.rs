@@ -6,7 +6,7 @@
 //! ```text
 //! other users than root:  data-root of ~/.config/docker/daemon.json, ~/.local/share/docker,
 //!                         ~/.local/share/containers/storage
-//! everyone:               data-root of /etc/docker/daemon.json, /var/lib/docker, the snap's,
+//! everyone:               data-root of /etc/docker/daemon.json, /var/lib/docker, the snap's, /var/lib/containerd,
 //!                         /var/lib/containers/storage
 //! ```
 
@@ -71,6 +71,7 @@ impl Surroundings {
         places.extend(configured(&self.root.join("etc/docker/daemon.json")));
         places.push(self.root.join("var/lib/docker"));
         places.push(self.root.join("var/snap/docker/common/var-lib-docker"));
+        places.push(self.root.join("var/lib/containerd"));
         places.push(self.root.join("var/lib/containers/storage"));
         let mut unique: Vec<PathBuf> = Vec::new();
         for place in places {
@@ -143,7 +144,8 @@ fn named(source: &Path, options: &store::Options) -> Result<Box<dyn Store>, Fail
         match error {
             Error::NotFound { .. } => Failure::no_store(format!(
                 "no container store in {shown}; a Docker data root is wanted, such as /var/lib/docker, which holds \
-                 image/overlay2"
+                 image/overlay2, containerd's root, such as /var/lib/containerd, where Docker 29 has its images, or \
+                 podman's, such as /var/lib/containers/storage"
             )),
             error => match absent(source, &error) {
                 Some(why) => Failure::no_store(format!("no container store: {shown} {why}")),
@@ -222,6 +224,7 @@ mod tests {
             PathBuf::from("/srv/docker"),
             dir.path().join("var/lib/docker"),
             dir.path().join("var/snap/docker/common/var-lib-docker"),
+            dir.path().join("var/lib/containerd"),
             dir.path().join("var/lib/containers/storage"),
         ];
         let data = dir.path().join("home/.local/share");
@@ -267,7 +270,7 @@ mod tests {
         let message = format!(
             "no container store found on this machine; tried:\n  {at}/file is not a directory\n  {at}/var/lib/docker \
              holds no store\n  {at}/var/snap/docker/common/var-lib-docker does not exist\n  \
-             {at}/var/lib/containers/storage does not exist\nname one: docker-fs SOURCE MOUNTPOINT"
+             {at}/var/lib/containerd does not exist\n  {at}/var/lib/containers/storage does not exist\nname one: docker-fs SOURCE MOUNTPOINT"
         );
         assert_eq!(failure, Failure::no_store(message));
     }

@@ -4,8 +4,8 @@
 //! [`Catalogue`], beside what is right. Nothing here merges layers or knows of the tree that users see.
 
 mod config;
-pub mod containers_storage;
 pub mod containerd;
+pub mod containers_storage;
 pub mod docker;
 pub mod driver;
 mod looks;
@@ -46,7 +46,8 @@ pub struct Options {
 type Opener = fn(Root, &Options) -> Result<Option<Box<dyn Store>>>;
 
 /// Every kind of store, in the order in which they are tried.
-const OPENERS: &[(&str, Opener)] = &[("docker", docker::open), ("containers-storage", containers_storage::open)];
+const OPENERS: &[(&str, Opener)] =
+    &[("docker", docker::open), ("containerd", containerd::open), ("containers-storage", containers_storage::open)];
 
 /// The names of all kinds of store.
 pub fn kinds() -> impl Iterator<Item = &'static str> {

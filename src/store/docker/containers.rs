@@ -26,13 +26,13 @@ const NAME_MAX: usize = 4_096;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Config {
+pub(in crate::store) struct Config {
     #[serde(default)]
     name: Option<String>,
     #[serde(default)]
-    driver: Option<String>,
+    pub(in crate::store) driver: Option<String>,
     #[serde(default)]
-    image: Option<String>,
+    pub(in crate::store) image: Option<String>,
     #[serde(default)]
     state: Option<State>,
 }
@@ -45,6 +45,20 @@ struct State {
     dead: bool,
 }
 
+impl Config {
+    /// The container's name without the slash in front, where it is one that Docker accepts.
+    pub(in crate::store) fn name(&self) -> Option<String> {
+        let name = self.name.as_deref().unwrap_or_default();
+        let name = name.strip_prefix('/').unwrap_or(name);
+        (is_name(name) && name.len() <= NAME_MAX).then(|| name.to_owned())
+    }
+
+    /// Whether the engine is removing the container.
+    pub(in crate::store) fn is_dead(&self) -> bool {
+        self.state.as_ref().is_some_and(|state| state.dead)
+    }
+}
+
 /// A folder, known by the number of the inode at its name, which is not its own where a mount lies upon it.
 #[derive(Debug, Clone)]
 struct Folder {
@@ -54,7 +68,7 @@ struct Folder {
 
 /// The folder of containers, which the engine makes with the first one.
 #[derive(Debug)]
-pub(super) struct Containers {
+pub(in crate::store) struct Containers {
     data_root: Root,
     /// The one that was there when the store was opened.
     first: Option<Folder>,
@@ -73,7 +87,7 @@ impl Containers {
     ///
     /// # Errors
     /// Transient ones. Others are found when the containers are read.
-    pub(super) fn new(data_root: Root) -> Result<Self> {
+    pub(in crate::store) fn new(data_root: Root) -> Result<Self> {
         let mut containers = Self { data_root, first: None, later: Mutex::new(None), stamps: Mutex::new(None) };
         match containers.find() {
             Err(error) if error.is_transient() => return Err(error),
@@ -86,7 +100,7 @@ impl Containers {
     ///
     /// # Errors
     /// Also where something else has its name.
-    pub(super) fn folder(&self) -> Result<Option<Arc<Root>>> {
+    pub(in crate::store) fn folder(&self) -> Result<Option<Arc<Root>>> {
         Ok(self.find()?.map(|folder| folder.root))
     }
 
@@ -105,18 +119,23 @@ impl Containers {
         Ok(Some(folder))
     }
 
+    /// The data root, for messages.
+    pub(in crate::store) fn data_root(&self) -> &Root {
+        &self.data_root
+    }
+
     /// The directory below which all of it is read: the data root while there is no folder, since the folder will be there.
-    pub(super) fn foothold(&self) -> BorrowedFd<'_> {
+    pub(in crate::store) fn foothold(&self) -> BorrowedFd<'_> {
         self.first.as_ref().map_or(&self.data_root, |folder| &folder.root).reading_fd()
     }
 
     /// Whether all of it is read through private clones.
-    pub(super) fn is_private(&self) -> bool {
+    pub(in crate::store) fn is_private(&self) -> bool {
         self.data_root.is_private() && self.first.as_ref().is_none_or(|folder| folder.root.is_private())
     }
 
     /// Lets go of where the folder was found.
-    pub(super) fn let_go(&self) {
+    pub(in crate::store) fn let_go(&self) {
         self.data_root.let_go();
         if let Some(folder) = &self.first {
             folder.root.let_go();
@@ -127,7 +146,7 @@ impl Containers {
     ///
     /// # Errors
     /// Where it cannot be told which directories there are.
-    pub(super) fn watched(&self, each: &mut dyn FnMut(&Root, &TreePath)) -> Result<()> {
+    pub(in crate::store) fn watched(&self, each: &mut dyn FnMut(&Root, &TreePath)) -> Result<()> {
         let top = TreePath::root();
         let Ok(Some(all)) = self.folder() else {
             each(&self.data_root, &top);
@@ -141,7 +160,7 @@ impl Containers {
     }
 
     /// What tells of every change of a container: a rename within its directory replaces its config.
-    pub(super) fn stamps(&self) -> Result<Vec<Stamp>> {
+    pub(in crate::store) fn stamps(&self) -> Result<Vec<Stamp>> {
         if let Some((_, stamps)) = self.stamps.lock().as_ref().filter(|(at, _)| at.elapsed() < Self::TRUSTED) {
             return Ok(stamps.clone());
         }
@@ -172,7 +191,7 @@ pub(super) fn mount_of(id: &ContainerId) -> TreePath {
 }
 
 /// The file of a container's config in the folder of containers.
-pub(super) fn config_of(id: &ContainerId) -> TreePath {
+pub(in crate::store) fn config_of(id: &ContainerId) -> TreePath {
     path(&format!("{}/config.v2.json", id.hex()))
 }
 
@@ -216,7 +235,7 @@ pub(super) fn read(
             // A container of another driver: its layers are not in this store.
             Ok(Some((config, _))) if config.driver.as_deref().is_some_and(|name| name != driver.name()) => continue,
             Ok(Some((config, meta))) => {
-                is_dead = config.state.as_ref().is_some_and(|state| state.dead);
+                is_dead = config.is_dead();
                 fill(config, meta, &mut container);
             }
             Ok(None) if mounted.contains(id) => {
@@ -266,7 +285,11 @@ fn unlisted(catalogue: &Catalogue, top: ChainId) -> Option<ChainId> {
     None
 }
 
-fn config(all: &Root, file: &TreePath) -> Result<Option<(Config, Meta)>> {
+/// A container's config, with the attributes of its file; `None` where there is none.
+///
+/// # Errors
+/// [`Error::Damaged`] where it is no config; [`Error::Io`].
+pub(in crate::store) fn config(all: &Root, file: &TreePath) -> Result<Option<(Config, Meta)>> {
     let Some((content, meta)) = all.read(file, JSON_MAX)? else { return Ok(None) };
     let config = serde_json::from_slice(&content)
         .map_err(|error| Error::damaged(all.shown(file), format!("no container config: {error}")))?;
@@ -276,9 +299,7 @@ fn config(all: &Root, file: &TreePath) -> Result<Option<(Config, Meta)>> {
 fn fill(config: Config, meta: Meta, container: &mut Container) {
     container.config_bytes = Some(meta.size_bytes);
     container.stored = meta.modified;
-    let name = config.name.unwrap_or_default();
-    let name = name.strip_prefix('/').unwrap_or(&name);
-    container.name = (is_name(name) && name.len() <= NAME_MAX).then(|| name.to_owned());
+    container.name = config.name();
     container.image = config.image.and_then(|image| image.parse::<ImageId>().ok());
 }
 

@@ -15,7 +15,7 @@
 //! The engine replaces whole files and directories by renaming (`layerdb/tmp` to `layerdb/sha256`, `.tmp-*` to their
 //! names), so a name that matches its pattern is complete; anything else is not looked at.
 
-mod containers;
+pub(super) mod containers;
 mod imagedb;
 mod layerdb;
 mod place;
@@ -27,6 +27,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::containerd;
 use super::driver::{DRIVERS, Driver};
 use super::looks::Looks;
 use super::reading::{JSON_MAX, blame, ids, in_parallel, path, sound_ids, stamp_of, unread};
@@ -63,14 +64,6 @@ struct Docker {
 pub fn open(data_root: Root, options: &Options) -> Result<Option<Box<dyn Store>>> {
     let image = path("image");
     if data_root.stat(&image)?.is_none_or(|meta| !meta.is_dir()) {
-        if data_root.stat(&path("containerd/daemon"))?.is_some() {
-            return Err(Error::Unsupported {
-                what: data_root.shown(&TreePath::root()),
-                why: "a Docker data root without image/<driver>: its images are in the containerd image store, as new \
-                      installations of Docker 29 have it, which is not supported yet"
-                    .to_owned(),
-            });
-        }
         return Ok(None);
     }
     let image = data_root.sub(&image)?;
@@ -101,7 +94,13 @@ pub fn open(data_root: Root, options: &Options) -> Result<Option<Box<dyn Store>>
         images: BTreeSet::new(),
         is_unreadable: false,
     });
-    let skipped = skipped.collect();
+    let mut skipped: Vec<Damage> = skipped.collect();
+    // An engine that starts its own containerd has this folder in any case; images are there if there are blobs.
+    if containerd::has_blobs(&data_root)? {
+        let why = "containerd's image store is there too, and not shown beside the classic one; it is shown where this \
+                   directory is the source";
+        skipped.push(Damage::of(data_root.shown(&path(containerd::MANAGED)), why));
+    }
     let image = Arc::new(image.sub(&path(name))?);
     let driver: Arc<dyn Driver> = opener(&data_root, options)?.into();
     let containers = Arc::new(Containers::new(data_root)?);

@@ -27,12 +27,12 @@ use crate::layer::gate::Gate;
 use crate::layer::whiteout::{Prefix, Whiteouts};
 use crate::layer::{Layer, LayerId};
 use crate::meta::Meta;
-use crate::name::TreePath;
+use crate::name::{Name, TreePath};
 use crate::root::{Root, Space, reads_trusted_xattrs};
 use crate::store::Stamp;
 
 const NAME: &str = "overlay2";
-pub(super) const LABEL: &[u8] = b"security.selinux";
+pub(in crate::store) const LABEL: &[u8] = b"security.selinux";
 
 #[derive(Debug)]
 struct Overlay2 {
@@ -44,13 +44,13 @@ struct Overlay2 {
 
 /// The gates of the layers that are in use: a layer that several images have is behind one.
 #[derive(Debug, Default)]
-pub(super) struct Gates {
+pub(in crate::store) struct Gates {
     /// Held for single look-ups and changes only.
     by_id: Mutex<HashMap<CacheId, Weak<Gate>>>,
 }
 
 impl Gates {
-    pub(super) fn of(&self, id: &CacheId) -> Arc<Gate> {
+    pub(in crate::store) fn of(&self, id: &CacheId) -> Arc<Gate> {
         let mut by_id = self.by_id.lock();
         if let Some(gate) = by_id.get(id).and_then(Weak::upgrade) {
             return gate;
@@ -65,7 +65,7 @@ impl Gates {
     }
 
     /// The gate of a layer that is in use.
-    pub(super) fn known(&self, id: &CacheId) -> Option<Arc<Gate>> {
+    pub(in crate::store) fn known(&self, id: &CacheId) -> Option<Arc<Gate>> {
         self.by_id.lock().get(id).and_then(Weak::upgrade)
     }
 }
@@ -84,10 +84,20 @@ pub fn open(data_root: &Root, options: &Options) -> Result<Box<dyn Driver>> {
 /// As [`open`].
 pub fn open_as(name: &'static str, data_root: &Root, options: &Options) -> Result<Box<dyn Driver>> {
     let root = data_root.sub(&path(&[name]))?;
+    let layers = || root.names(&TreePath::root()).map(|names| names.into_iter().map(diff_in).collect());
+    let whiteouts = whiteouts(&root, options, &layers)?;
+    Ok(Box::new(Overlay2 { name, root: Arc::new(root), whiteouts, gates: Gates::default() }))
+}
+
+/// The form of deletions in a folder whose layers lie at these paths.
+///
+/// # Errors
+/// As [`open`].
+pub(in crate::store) fn whiteouts(root: &Root, options: &Options, layers: Layers<'_>) -> Result<Whiteouts> {
     let is_roots = root.meta()?.uid == 0;
     let prefix = match options.prefix {
         Some(prefix) => prefix,
-        None => guess_prefix(&root)?,
+        None => guess_prefix(root, layers)?,
     };
     let shown = root.shown(&TreePath::root());
     if prefix == Prefix::Trusted && !reads_trusted_xattrs() {
@@ -106,12 +116,14 @@ pub fn open_as(name: &'static str, data_root: &Root, options: &Options) -> Resul
                     deleted files may come back"
         );
     }
-    let (root, whiteouts) = (Arc::new(root), Whiteouts::Overlay(prefix));
-    Ok(Box::new(Overlay2 { name, root, whiteouts, gates: Gates::default() }))
+    Ok(Whiteouts::Overlay(prefix))
 }
 
+/// Tells where a folder's layers lie.
+pub(in crate::store) type Layers<'a> = &'a dyn Fn() -> Result<Vec<TreePath>>;
+
 /// Which attributes the store's engine mounts with.
-fn guess_prefix(root: &Root) -> Result<Prefix> {
+fn guess_prefix(root: &Root, layers: Layers<'_>) -> Result<Prefix> {
     /// More layers than it takes to find a mark in a store that has any.
     const LOOKED_AT: usize = 1_000;
     let top = TreePath::root();
@@ -120,9 +132,7 @@ fn guess_prefix(root: &Root) -> Result<Prefix> {
     }
     // A daemon run by root with user namespaces for containers (userns-remap) also has folders of another owner.
     let mut seen_user = false;
-    let layers =
-        || root.names(&top).map(|names| names.into_iter().map(|name| TreePath::from(name).join_path(&path(&["diff"]))));
-    for diff in layers()?.take(LOOKED_AT) {
+    for diff in layers()?.into_iter().take(LOOKED_AT) {
         if root.stat(&diff).ok().flatten().is_some_and(|diff| diff.uid == 0) {
             return Ok(Prefix::Trusted);
         }
@@ -160,10 +170,9 @@ fn guess_prefix(root: &Root) -> Result<Prefix> {
 }
 
 /// Whether anything in these layers bears a mark that only an engine with privileges can have made.
-fn has_trusted_marks(root: &Root, layers: impl Iterator<Item = TreePath>) -> Result<bool> {
+fn has_trusted_marks(root: &Root, mut dirs: Vec<TreePath>) -> Result<bool> {
     /// More files than most stores have; each takes some microseconds.
     const LOOKED_AT: usize = 5_000_000;
-    let mut dirs: Vec<TreePath> = layers.collect();
     let mut seen = 0_usize;
     while let Some(dir) = dirs.pop() {
         let entries = match root.list(&dir, &|_| true) {
@@ -201,6 +210,10 @@ fn is_remapped_root(data_root: &Path) -> bool {
 
 fn path(parts: &[&str]) -> TreePath {
     TreePath::new(parts.join("/").as_bytes()).unwrap_or_default()
+}
+
+fn diff_in(layer: Name) -> TreePath {
+    TreePath::from(layer).join_path(&path(&["diff"]))
 }
 
 fn diff_of(id: &CacheId) -> TreePath {
