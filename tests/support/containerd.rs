@@ -82,13 +82,41 @@ impl Containerd {
 
     /// Imports an image whose layers each hold one file with its text, and unpacks it with the snapshotter.
     pub(crate) fn import(&self, namespace: &str, snapshotter: &str, name: &str, layers: &[&str]) {
+        let layout = Layout::new();
+        let tars: Vec<Vec<u8>> =
+            (0..).zip(layers).map(|(number, text)| layer(layout.dir.path(), number, text)).collect();
+        let manifest = layout.image(architecture(), &tars);
+        self.import_layout(namespace, name, &layout, manifest, &["--snapshotter", snapshotter]);
+    }
+
+    /// Imports what a descriptor of a layout leads to.
+    pub(crate) fn import_layout(&self, namespace: &str, name: &str, layout: &Layout, top: Value, args: &[&str]) {
         let (base, tag) = name.rsplit_once(':').unwrap();
-        let place = self.dir.path().join("import");
-        fs::create_dir(&place).unwrap();
-        let tar = layout(&place, tag, layers);
-        let tar = tar.to_str().unwrap();
-        self.ctr(&["-n", namespace, "images", "import", "--base-name", base, "--snapshotter", snapshotter, tar]);
-        fs::remove_dir_all(&place).unwrap();
+        let tar = layout.tar(tag, top);
+        let args = [&["-n", namespace, "images", "import", "--base-name", base], args, &[tar.to_str().unwrap()]];
+        self.ctr(&args.concat());
+    }
+
+    /// Mounts a view of the one image that a namespace has unpacked with a snapshotter, by containerd's own commands.
+    pub(crate) fn mount(&self, namespace: &str, snapshotter: &str, at: &Path) -> Mount<'_> {
+        let snapshots = ["-n", namespace, "snapshots", "--snapshotter", snapshotter];
+        let listed = self.ctr(&[&snapshots[..], &["ls"]].concat());
+        let words: Vec<Vec<&str>> = listed.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
+        let is_below = |key: &str| words.iter().any(|line| line.len() == 3 && line[1] == key);
+        let tops: Vec<&str> = words.iter().map(|line| line[0]).filter(|key| !is_below(key)).collect();
+        assert_eq!(tops.len(), 1, "{listed}");
+        self.ctr(&[&snapshots[..], &["view", VIEW, tops[0]]].concat());
+        self.mount_snapshot(namespace, snapshotter, VIEW, at);
+        let (namespace, snapshotter) = (namespace.to_owned(), snapshotter.to_owned());
+        Mount { containerd: self, namespace, snapshotter, at: at.to_owned() }
+    }
+
+    /// Mounts a snapshot by the commands that containerd tells for it.
+    pub(crate) fn mount_snapshot(&self, namespace: &str, snapshotter: &str, key: &str, at: &Path) {
+        fs::create_dir_all(at).unwrap();
+        let at = at.to_str().unwrap();
+        let commands = self.ctr(&["-n", namespace, "snapshots", "--snapshotter", snapshotter, "mounts", at, key]);
+        run(Command::new("sh").arg("-ec").arg(commands));
     }
 
     fn log(&self) -> String {
@@ -116,6 +144,28 @@ impl Drop for Containerd {
     }
 }
 
+/// The key of the view that is mounted.
+const VIEW: &str = "view";
+
+/// What containerd has mounted; it is unmounted, and its snapshot removed, when this goes.
+#[derive(Debug)]
+pub(crate) struct Mount<'a> {
+    containerd: &'a Containerd,
+    namespace: String,
+    snapshotter: String,
+    pub(crate) at: PathBuf,
+}
+
+impl Drop for Mount<'_> {
+    fn drop(&mut self) {
+        unmount_below(&self.at);
+        let args = ["-n", &self.namespace, "snapshots", "--snapshotter", &self.snapshotter, "rm", VIEW];
+        if let Err(what) = self.containerd.try_ctr(&args) {
+            eprintln!("{what}");
+        }
+    }
+}
+
 fn spawn(dir: &Path, run: &Path) -> Child {
     let log = File::options().create(true).append(true).open(dir.join("log")).unwrap();
     // Should the test be killed, the daemon ends too. (`setpriv` executes it, so that the pid is the daemon's.)
@@ -137,40 +187,66 @@ fn spawn(dir: &Path, run: &Path) -> Child {
         .unwrap()
 }
 
-/// Makes the tar of an OCI layout below `place`.
-fn layout(place: &Path, tag: &str, layers: &[&str]) -> PathBuf {
-    let root = place.join("layout");
-    let blobs = root.join("blobs/sha256");
-    fs::create_dir_all(&blobs).unwrap();
-    let put = |media_type: &str, bytes: &[u8]| -> Value {
+/// An OCI layout that is being made by hand.
+#[derive(Debug)]
+pub(crate) struct Layout {
+    dir: TempDir,
+}
+
+pub(crate) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(crate) const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
+pub(crate) const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+
+impl Layout {
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::Builder::new().prefix("layout-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        fs::create_dir_all(dir.path().join("layout/blobs/sha256")).unwrap();
+        Self { dir }
+    }
+
+    /// Stores a blob; the answer is its descriptor.
+    pub(crate) fn put(&self, media_type: &str, bytes: &[u8]) -> Value {
         let hash = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-        fs::write(blobs.join(&hash), bytes).unwrap();
+        fs::write(self.dir.path().join("layout/blobs/sha256").join(&hash), bytes).unwrap();
         json!({ "mediaType": media_type, "digest": format!("sha256:{hash}"), "size": bytes.len() })
-    };
-    let layers: Vec<Value> = (0..)
-        .zip(layers)
-        .map(|(number, text)| layer(place, number, text))
-        .map(|tar| put("application/vnd.oci.image.layer.v1.tar", &tar))
-        .collect();
-    let diff_ids: Vec<&Value> = layers.iter().map(|layer| &layer["digest"]).collect();
-    let config = json!({
-        "architecture": architecture(), "os": "linux", "config": {},
-        "rootfs": { "type": "layers", "diff_ids": diff_ids },
-    });
-    let config = put("application/vnd.oci.image.config.v1+json", config.to_string().as_bytes());
-    let media_type = "application/vnd.oci.image.manifest.v1+json";
-    let manifest = json!({ "schemaVersion": 2, "mediaType": media_type, "config": config, "layers": layers });
-    let mut manifest = put(media_type, manifest.to_string().as_bytes());
-    manifest["annotations"] = json!({ "org.opencontainers.image.ref.name": tag });
-    fs::write(root.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
-    fs::write(root.join("index.json"), json!({ "schemaVersion": 2, "manifests": [manifest] }).to_string()).unwrap();
-    let tar = place.join("layout.tar");
-    run(Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&tar).arg("."));
-    tar
+    }
+
+    /// An image of these layers' tars, for a processor; the answer is its manifest's descriptor.
+    pub(crate) fn image(&self, architecture: &str, tars: &[Vec<u8>]) -> Value {
+        let layers: Vec<Value> = tars.iter().map(|tar| self.put(LAYER, tar)).collect();
+        let diff_ids: Vec<&Value> = layers.iter().map(|layer| &layer["digest"]).collect();
+        let config = json!({
+            "architecture": architecture, "os": "linux", "config": {},
+            "rootfs": { "type": "layers", "diff_ids": diff_ids },
+        });
+        let config = self.put(CONFIG_TYPE, config.to_string().as_bytes());
+        let manifest = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers });
+        let mut manifest = self.put(MANIFEST, manifest.to_string().as_bytes());
+        manifest["platform"] = json!({ "os": "linux", "architecture": architecture });
+        manifest
+    }
+
+    /// An index of these descriptors; the answer is its own.
+    pub(crate) fn index(&self, entries: &[Value]) -> Value {
+        let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": entries });
+        self.put(INDEX, index.to_string().as_bytes())
+    }
+
+    /// The tar of the layout, in which a tag names a descriptor.
+    pub(crate) fn tar(&self, tag: &str, mut top: Value) -> PathBuf {
+        top["annotations"] = json!({ "org.opencontainers.image.ref.name": tag });
+        let root = self.dir.path().join("layout");
+        fs::write(root.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+        fs::write(root.join("index.json"), json!({ "schemaVersion": 2, "manifests": [top] }).to_string()).unwrap();
+        let tar = self.dir.path().join("layout.tar");
+        run(Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&tar).arg("."));
+        tar
+    }
 }
 
 /// What the OCI calls this machine's processor; of others' images nothing is unpacked.
-fn architecture() -> &'static str {
+pub(crate) fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
