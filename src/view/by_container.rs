@@ -42,7 +42,7 @@ pub(super) fn names(catalogue: &Catalogue) -> BTreeMap<Name, ContainerId> {
 
 /// Whether what is wrong with a container may be but the middle of a change.
 fn is_doubtful(snapshot: &Snapshot, container: &Container) -> bool {
-    container.damage.iter().any(|damage| snapshot.doubtful.contains(damage))
+    container.damage.iter().any(|damage| snapshot.is_doubtful(damage))
 }
 
 #[derive(Debug)]
@@ -52,15 +52,28 @@ impl ByContainer {
     fn node(&self, snapshot: &Snapshot, id: &ContainerId) -> Option<Entry> {
         let catalogue = &snapshot.catalogue;
         let container = Arc::clone(catalogue.containers.get(id)?);
-        let chains: Vec<_> = match container.parent.as_ref().map(|top| catalogue.stack(top)) {
-            Some(Ok(records)) => records.iter().rev().map(|record| record.chain).collect(),
-            // The damage file says what is wrong.
-            Some(Err(_)) | None => Vec::new(),
-        };
-        let layers = Layers::of(snapshot, chains.into_iter());
         let image = container.image.and_then(|id| catalogue.images.get(&id)).cloned();
+        let named = image.as_ref().filter(|image| image.has_config && image.top() == container.parent);
+        let chains: Option<Vec<_>> = match (named, container.parent) {
+            // The image names its layers, also those that the store has lost.
+            (Some(image), _) => Some(image.layers.iter().map(|layer| layer.chain).collect()),
+            (None, Some(top)) => {
+                let records = catalogue.stack(&top).ok();
+                records.map(|records| records.iter().rev().map(|record| record.chain).collect())
+            }
+            (None, None) => Some(Vec::new()),
+        };
+        let has_layers = chains.is_some();
+        let layers = Layers::of(snapshot, chains.unwrap_or_default().into_iter());
         let is_doubtful = is_doubtful(snapshot, &container);
-        Some(Entry::folder(ContainerDir { shared: Arc::clone(&self.0), container, layers, image, is_doubtful }))
+        Some(Entry::folder(ContainerDir {
+            shared: Arc::clone(&self.0),
+            container,
+            layers,
+            has_layers,
+            image,
+            is_doubtful,
+        }))
     }
 
     fn entry(&self, snapshot: &Snapshot, name: &Name) -> Result<Option<Entry>> {
@@ -106,6 +119,8 @@ struct ContainerDir {
     shared: Arc<Shared>,
     container: Arc<Container>,
     layers: Layers,
+    /// Whether these are known.
+    has_layers: bool,
     image: Option<Arc<Image>>,
     /// Whether its damage may be but the middle of a change.
     is_doubtful: bool,
@@ -120,7 +135,8 @@ impl ContainerDir {
             "config.json" => self.config()?,
             "damage" => (!container.damage.is_empty())
                 .then(|| Entry::text(Text::ready(facts::damage(&container.damage), container.stored))),
-            "layers" => Some(self.layers()),
+            "layers" if self.has_layers => Some(self.layers()),
+            "layers" => return Err(self.damaged("its layers are not known")),
             "changes" => container.changes.as_ref().map(|id| self.own(id)).transpose()?,
             "init" => container.init.as_ref().map(|id| self.own(id)).transpose()?,
             "merged" => Some(self.merged()?),
@@ -159,6 +175,11 @@ impl ContainerDir {
         }
     }
 
+    fn damaged(&self, otherwise: &str) -> Error {
+        let why = self.container.damage.first().map_or(otherwise, String::as_str);
+        Error::damaged(format!("container {}", self.container.id), why)
+    }
+
     fn own(&self, id: &CacheId) -> Result<Entry> {
         self.shared.own_root(id)
     }
@@ -169,8 +190,8 @@ impl ContainerDir {
 
     fn merged(&self) -> Result<Entry> {
         let container = &self.container;
-        if let Some(why) = container.damage.first() {
-            return Err(Error::damaged(format!("container {}", container.id), why.clone()));
+        if !container.damage.is_empty() || !self.has_layers {
+            return Err(self.damaged("its layers are not known"));
         }
         let own = container.changes.iter().chain(&container.init);
         let own = own.map(|id| Ok(Arc::new(self.shared.store.layer(id)?.changing()))).collect::<Result<_>>()?;

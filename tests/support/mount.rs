@@ -264,6 +264,14 @@ pub fn for_other_users() -> tempfile::TempDir {
     let mut store = StoreBuilder::new(open.path().join("store"));
     let layers = store.chain(1);
     fs::write(layers[0].diff_dir().join("hello"), "good\n").unwrap();
+    // As the kernel marks what a rootless engine mounts for writing.
+    rustix::fs::setxattr(
+        layers[0].diff_dir(),
+        "user.overlay.uuid",
+        b"0123456789abcdef",
+        rustix::fs::XattrFlags::empty(),
+    )
+    .unwrap();
     let image = store.image(&layers);
     store.tag("good:1", &image);
     store.finish();

@@ -82,6 +82,11 @@ impl Containers {
         Ok(containers)
     }
 
+    /// The data root.
+    pub(super) fn data_root(&self) -> &Root {
+        &self.data_root
+    }
+
     /// The folder; `None` where there is none yet.
     ///
     /// # Errors
@@ -298,9 +303,9 @@ fn layers(image: &Root, driver: &dyn Driver, catalogue: &Catalogue, container: &
     container.changes = Some(changes.clone());
     container.init = layerdb::field(&entry, "init-id")?;
     container.parent = layerdb::field::<ChainId>(&entry, "parent")?;
-    layerdb::check(driver, &changes, || file("mount-id"))?;
+    let _changes = layerdb::check(driver, &changes, || file("mount-id"))?;
     match &container.init {
-        Some(init) => layerdb::check(driver, init, || file("init-id"))?,
+        Some(init) => drop(layerdb::check(driver, init, || file("init-id"))?),
         // The engine names it so. Without it files of the image would show that the container does not see.
         None => match format!("{}-init", changes.as_str()).parse() {
             Ok(init) if driver.find(&init)?.is_some() => return Err(missing("init-id")),

@@ -215,17 +215,13 @@ impl Driver for Overlay2 {
         self.root.stat(&diff_of(id))
     }
 
-    fn check(&self, id: &CacheId) -> Result<()> {
+    fn check(&self, id: &CacheId) -> Result<Meta> {
         let diff = diff_of(id);
         let gate = self.gates.known(id);
         let doing = || format!("reach {}", self.root.shown(&diff));
         let _inside = gate.as_ref().map(|gate| gate.enter()).transpose().map_err(Error::io(doing))?;
-        // The usual answer takes two system calls; what else is there takes a second look.
-        if let Ok(Some(_directory)) = self.root.folder(&diff) {
-            return Ok(());
-        }
         match self.root.stat(&diff)? {
-            Some(meta) if meta.is_dir() => Ok(()),
+            Some(meta) if meta.is_dir() => Ok(meta),
             Some(_) => Err(Error::damaged(self.root.shown(&diff), "the layer is not a directory")),
             None => Err(Error::damaged(self.root.shown(&diff), "the layer's directory is gone")),
         }
