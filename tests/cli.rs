@@ -135,6 +135,11 @@ fn mounts_at(path: &Path) -> usize {
     mounts.lines().filter(|line| line.split(' ').nth(4).is_some_and(|point| Path::new(point).starts_with(path))).count()
 }
 
+/// Whether nobody answers for a mount any more. That it is a directory the kernel may still know.
+fn has_died(path: &Path) -> bool {
+    rustix::fs::statfs(path).err() == Some(rustix::io::Errno::NOTCONN)
+}
+
 fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !is_so() {
@@ -214,7 +219,14 @@ fn message(socket: &UnixDatagram) -> String {
 #[test]
 fn bad_input_is_refused_in_a_line() {
     let bench = Bench::new();
-    for dir in ["empty", "aufs/image/aufs/imagedb", "store/tmp"] {
+    for dir in [
+        "empty",
+        "aufs/image/aufs/imagedb",
+        "store/tmp",
+        "disk/var/lib/docker/image",
+        "torn/image/overlay2/imagedb",
+        "full/by-tag",
+    ] {
         fs::create_dir_all(bench.path(dir)).unwrap();
     }
     fs::write(bench.path("file"), "").unwrap();
@@ -222,6 +234,10 @@ fn bad_input_is_refused_in_a_line() {
     let store = "a Docker data root is wanted, such as /var/lib/docker, which holds image/overlay2";
     let itself = "reading it would wait for itself; mount elsewhere";
     let usage = "; try 'docker-fs --help'";
+    let occupied = "{d}/full is not empty; '-o nonempty' mounts over it";
+    let alone =
+        "is a Docker data root; as the only argument it is taken for the mount point: docker-fs SOURCE MOUNTPOINT";
+    let remount = "docker-fs cannot be remounted; unmount and mount";
     for (what, args, code, expected) in [
         ("no arguments", "", 2, format!("the mount point is missing{usage}")),
         ("three paths", "/a /b /c", 2, format!("more than a SOURCE and a MOUNTPOINT{usage}")),
@@ -254,6 +270,29 @@ fn bad_input_is_refused_in_a_line() {
             1,
             "{d}/aufs: its graph driver aufs is not supported; supported: overlay2".to_owned(),
         ),
+        (
+            "a disk whose store lies deeper",
+            "{d}/disk {d}/m",
+            3,
+            "no container store in {d}/disk; there is one in {d}/disk/var/lib/docker".to_owned(),
+        ),
+        (
+            "a store without its layers",
+            "{d}/torn {d}/m",
+            1,
+            "{d}/torn: image/overlay2 is there, but overlay2, which holds the layers, is missing".to_owned(),
+        ),
+        ("a directory that holds something", "{d}/store {d}/full", 1, occupied.to_owned()),
+        ("a mount point that is a store, and nothing else", "{d}/store", 1, format!("{{d}}/store {alone}")),
+        ("a store that is not read, and nothing else", "{d}/aufs", 1, format!("{{d}}/aufs {alone}")),
+        ("the same, though asked for", "{d}/store -o nonempty", 1, format!("{{d}}/store {alone}")),
+        (
+            "arguments that are reversed",
+            "{d}/store {d}/aufs -o nonempty",
+            1,
+            "{d}/aufs is a Docker data root; the mount point comes last: docker-fs SOURCE MOUNTPOINT".to_owned(),
+        ),
+        ("a second mount upon itself", "{d}/store {d}/m -o remount", 2, format!("{remount}{usage}")),
         ("a file to mount on", "{d}/store {d}/file", 1, "the mount point {d}/file is not a directory".to_owned()),
         (
             "a missing mount point",
@@ -377,7 +416,7 @@ fn who_may_not_read_is_told_so() {
         run(&mut command)
     };
     let shown = store.display();
-    assert_eq!(as_nobody(), failed(1, &format!("cannot find {shown}/image: Permission denied")));
+    assert_eq!(as_nobody(), failed(1, &format!("cannot read {shown}: Permission denied; run docker-fs as root")));
     for dir in ["", "image", "image/overlay2", "image/overlay2/layerdb"] {
         fs::set_permissions(store.join(dir), Permissions::from_mode(0o755)).unwrap();
     }
@@ -427,6 +466,24 @@ const DAMAGE: &[Damage] = &[
         "the layer's directory is gone",
     ),
 ];
+
+#[test]
+fn what_is_in_the_mount_point_is_hidden_where_that_is_asked_for() {
+    if !require_privileges("mounting") {
+        return;
+    }
+    let bench = Bench::new();
+    fs::write(bench.mount_point().join("mine"), "").unwrap();
+    let hidden = Mounted::with(&bench.store(), &bench.mount_point(), &["-o", "nonempty"], 0);
+    assert!(hidden.path().join("status").exists() && !hidden.path().join("mine").exists());
+    // What a killed mount hid was no secret before it died.
+    kill(hidden.daemon().unwrap(), Signal::KILL);
+    wait_until("dying", || has_died(hidden.path()));
+    let said = docker_fs(bench.words("{d}/store {d}/m"));
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    assert_eq!(docker_fs(bench.words("unmount {d}/m")), done());
+    assert!(bench.mount_point().join("mine").exists());
+}
 
 #[test]
 fn one_damaged_image_does_not_hide_its_neighbour() {
@@ -484,8 +541,10 @@ fn a_killed_mount_is_replaced() {
         ("unmounting", "unmount {d}/m", ""),
     ] {
         let first = Mounted::new(&bench.store(), &bench.mount_point());
+        // From then on the kernel tells of the directory without asking.
+        assert!(first.path().join("status").exists() && first.path().exists());
         kill(first.daemon().unwrap(), Signal::KILL);
-        wait_until("dying", || fs::metadata(first.path()).is_err_and(|error| error.raw_os_error() == Some(107)));
+        wait_until("dying", || has_died(first.path()));
         let said = docker_fs(bench.words(args));
         assert_eq!(said, Said { stderr: bench.fill(message), ..done() }, "{what}");
         let left = usize::from(args.starts_with("{d}"));

@@ -148,7 +148,13 @@ fn mount(typed: Typed) -> Result<Mount, Failure> {
         return Err(Failure::usage(format!("unknown kind of store {kind:?}; known: {}", known.join(", "))));
     }
     options.log_file = typed.log_file.map(PathBuf::from).or(options.log_file).map(absolute).transpose()?;
-    let metrics = typed.metrics.as_deref().map(metrics::addresses).transpose().map_err(Failure::usage)?;
+    let metrics = typed
+        .metrics
+        .as_deref()
+        .or(options.metrics.as_deref())
+        .map(metrics::addresses)
+        .transpose()
+        .map_err(Failure::usage)?;
     let mut paths = typed.paths.iter().map(absolute);
     let (source, mount_point) = match (paths.next().transpose()?, paths.next().transpose()?) {
         (Some(source), Some(mount_point)) => (Some(source), mount_point),

@@ -76,6 +76,11 @@ impl Mount {
         self.fs_type == super::TYPE.as_bytes()
     }
 
+    /// Whether it is a place that waits for a mount, which whoever looks into it waits for too (autofs(5)).
+    pub(crate) fn is_automount(&self) -> bool {
+        self.fs_type == b"autofs"
+    }
+
     fn parse(line: &[u8]) -> Option<Self> {
         let mut fields = line.split(|byte| *byte == b' ');
         let id = number(fields.next()?)?;
