@@ -10,6 +10,7 @@ mod support;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Permissions};
 use std::io::{Read, Seek};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixDatagram;
@@ -426,6 +427,53 @@ fn who_may_not_read_is_told_so() {
          (CAP_SYS_ADMIN), so deleted files would come back; run docker-fs as root"
     );
     assert_eq!(as_nobody(), failed(1, &message));
+}
+
+#[test]
+fn who_may_not_unmount_is_told_who_may() {
+    if !require_privileges("becoming another user") {
+        return;
+    }
+    let open = for_other_users();
+    let script = "&& ./docker-fs store m && { setpriv --reuid=65534 --regid=65534 --clear-groups ./docker-fs unmount m; \
+                  echo $?; ./docker-fs unmount m; }";
+    let script = format!("{FOR_OTHER_USERS} {script}");
+    let said = run(Command::new("unshare").args(["-m", "sh", "-c", &script]).current_dir(open.path()));
+    let line =
+        format!("docker-fs: {}/m was mounted by root; only root or that user may unmount it\n", open.path().display());
+    assert_eq!(said, Said { code: Some(0), stdout: "1\n".to_owned(), stderr: line });
+}
+
+#[test]
+fn a_directory_that_waits_for_a_mount_is_not_waited_for() {
+    if !require_privileges("mounting") {
+        return;
+    }
+    let bench = Bench::new();
+    // As systemd has it for x-systemd.automount, whose own requests are told by the group of processes.
+    let (_requests, pipe) = std::io::pipe().unwrap();
+    let group = rustix::process::getpgrp().as_raw_nonzero();
+    let options = format!("fd={},pgrp={group},minproto=5,maxproto=5,direct", pipe.as_raw_fd());
+    let options = std::ffi::CString::new(options).unwrap();
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("test", bench.mount_point(), "autofs", flags, options.as_c_str()).unwrap();
+    let mut command = Command::new("timeout");
+    command.args(["20", "setsid", "--wait", DOCKER_FS]).args([bench.store(), bench.mount_point()]);
+    assert_eq!(run(&mut command), done());
+    assert!(bench.mount_point().join("status").exists());
+    assert_eq!(docker_fs(bench.words("unmount {d}/m")), done());
+}
+
+#[test]
+fn a_filter_of_messages_that_means_nothing_is_named() {
+    let bench = Bench::new();
+    fs::create_dir(bench.path("empty")).unwrap();
+    let mut command = Command::new(DOCKER_FS);
+    command.args(bench.words("{d}/empty {d}/m")).env("DOCKER_FS_LOG", "debug,nonsense");
+    let said = run(&mut command);
+    let line = "docker-fs: warning: DOCKER_FS_LOG is not used: \"nonsense\" is no level and no module; wanted is \
+                something like 'debug' or 'docker_fs::mount=trace'\n";
+    assert!(said.stderr.starts_with(line), "{}", said.stderr);
 }
 
 /// A way to damage `bad:1`, and what `status` says of it: the object's path and the reason, with `{…}` for IDs.
