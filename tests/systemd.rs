@@ -93,6 +93,17 @@ say 'stop, mounts' "$(mounts)"
 say 'stop, processes' "$(pgrep -c docker-fs)"
 say 'stop, left' "$(ls -A /mnt/images)"
 
+printf '[Service]\nEnvironment="OPTIONS=--metrics 127.0.0.1:9469"\n' >/etc/systemd/system/docker-fs.service.d/users.conf
+printf 'RestrictAddressFamilies=AF_INET\nIPAddressAllow=localhost\n' >>/etc/systemd/system/docker-fs.service.d/users.conf
+systemctl daemon-reload
+systemctl start docker-fs
+exec 3<>/dev/tcp/127.0.0.1/9469
+printf 'GET /metrics HTTP/1.0\r\n\r\n' >&3
+say 'metrics' "$(head -n 1 <&3 | tr -d '\r')"
+exec 3<&-
+systemctl stop docker-fs
+rm /etc/systemd/system/docker-fs.service.d/users.conf
+
 printf '[Service]\nRestart=no\n' >/etc/systemd/system/docker-fs.service.d/once.conf
 systemctl daemon-reload
 systemctl start docker-fs
@@ -318,6 +329,7 @@ fn the_unit_is_started_seen_reloaded_killed_and_stopped() {
         ("stop, mounts", "0"),
         ("stop, processes", "0"),
         ("stop, left", ""),
+        ("metrics", "HTTP/1.1 200 OK"),
         ("killed for good", "failed/failed/signal"),
         ("killed for good, mounts", "0"),
         ("beside another mount", "1 failed/failed/exit-code"),
