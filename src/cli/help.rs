@@ -79,7 +79,7 @@ Examples:
   /mnt/images/by-tag/shop:2.1/layers/3/etc/.wh.secret.key
 
   From /etc/fstab:
-  /var/lib/docker  /mnt/images  fuse.docker-fs  nofail,x-systemd.requires-mounts-for=/var/lib/docker  0  0
+  /var/lib/docker /mnt/images fuse.docker-fs nofail,x-systemd.requires-mounts-for=/var/lib/docker
 
   # docker-fs unmount /mnt/images
 
