@@ -222,7 +222,7 @@ fn bad_input_is_refused_in_a_line() {
     let bench = Bench::new();
     for dir in [
         "empty",
-        "aufs/image/aufs/imagedb",
+        "windows/image/windowsfilter/imagedb",
         "store/tmp",
         "disk/var/lib/docker/image",
         "torn/image/overlay2/imagedb",
@@ -267,9 +267,9 @@ fn bad_input_is_refused_in_a_line() {
         ("a file as the source", "{d}/file {d}/m", 3, "no container store: {d}/file is not a directory".to_owned()),
         (
             "an unsupported driver",
-            "{d}/aufs {d}/m",
+            "{d}/windows {d}/m",
             1,
-            "{d}/aufs: its graph driver aufs is not supported; supported: overlay2".to_owned(),
+            "{d}/windows: its graph driver windowsfilter is not supported; supported: overlay2".to_owned(),
         ),
         (
             "a disk whose store lies deeper",
@@ -285,13 +285,13 @@ fn bad_input_is_refused_in_a_line() {
         ),
         ("a directory that holds something", "{d}/store {d}/full", 1, occupied.to_owned()),
         ("a mount point that is a store, and nothing else", "{d}/store", 1, format!("{{d}}/store {alone}")),
-        ("a store that is not read, and nothing else", "{d}/aufs", 1, format!("{{d}}/aufs {alone}")),
+        ("a store that is not read, and nothing else", "{d}/windows", 1, format!("{{d}}/windows {alone}")),
         ("the same, though asked for", "{d}/store -o nonempty", 1, format!("{{d}}/store {alone}")),
         (
             "arguments that are reversed",
-            "{d}/store {d}/aufs -o nonempty",
+            "{d}/store {d}/windows -o nonempty",
             1,
-            "{d}/aufs is a Docker data root; the mount point comes last: docker-fs SOURCE MOUNTPOINT".to_owned(),
+            "{d}/windows is a Docker data root; the mount point comes last: docker-fs SOURCE MOUNTPOINT".to_owned(),
         ),
         ("a second mount upon itself", "{d}/store {d}/m -o remount", 2, format!("{remount}{usage}")),
         ("a file to mount on", "{d}/store {d}/file", 1, "the mount point {d}/file is not a directory".to_owned()),
