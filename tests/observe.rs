@@ -361,6 +361,8 @@ fn what_is_no_scrape_is_refused() {
         let answer = ask(address, request);
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{}: {answer}", request.escape_ascii());
     }
+    let head = ask(address, b"HEAD /metrics HTTP/1.1\r\n\r\n");
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n") && head.ends_with("\r\n\r\n"), "{head}");
     assert!(!scrape(address).is_empty());
     assert!(bench.merged().join("big").exists());
 }

@@ -110,9 +110,10 @@ impl Server {
             }
             (_, end) => format!("the server ended{}", end.map(how_it_ended).unwrap_or_default()),
         };
+        let point = attached.mount_point().display();
         Err(Failure::failed(match attached.detach(How::Lazy) {
-            Ok(()) if has_spoken => why,
-            Ok(()) => format!("{why}, and the mount with it"),
+            Ok(()) if has_spoken => format!("{why}; nothing is mounted on {point} any more"),
+            Ok(()) => format!("{why}, and the mount on {point} with it"),
             Err(error) => format!("{why}; {}", not_detached(attached, &error)),
         }))
     }

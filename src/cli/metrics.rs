@@ -98,14 +98,15 @@ impl Endpoint {
 /// Reads a request and answers it; the connection is good for one.
 fn answer(stream: &TcpStream, metrics: impl FnOnce() -> Option<String>) -> io::Result<()> {
     let plain = |status, text: String| (status, "text/plain; charset=utf-8", text);
-    let (status, kind, body) = match read_head(stream)? {
-        Asked::Metrics => match metrics() {
+    let asked = read_head(stream)?;
+    let (status, kind, body) = match asked {
+        Asked::Metrics | Asked::TheirHead => match metrics() {
             Some(text) => ("200 OK", "application/openmetrics-text; version=1.0.0; charset=utf-8", text),
             None => plain("500 Internal Server Error", "the figures cannot be written\n".to_owned()),
         },
         Asked::Nothing => return Ok(()),
         Asked::AnotherPath => plain("404 Not Found", format!("the figures are at {PATH}\n")),
-        Asked::AnotherMethod => plain("405 Method Not Allowed", "only GET is served\n".to_owned()),
+        Asked::AnotherMethod => plain("405 Method Not Allowed", "only GET and HEAD are served\n".to_owned()),
         Asked::TooMuch => plain("431 Request Header Fields Too Large", "the request is too long\n".to_owned()),
         Asked::NoHttp => plain("400 Bad Request", "this is no request of HTTP/1\n".to_owned()),
     };
@@ -113,9 +114,10 @@ fn answer(stream: &TcpStream, metrics: impl FnOnce() -> Option<String>) -> io::R
         "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
         body.len()
     );
+    let sent = if asked == Asked::TheirHead { String::new() } else { body };
     // The whole answer fits into the socket's own memory, so that this waits for nobody.
     stream.set_write_timeout(Some(PATIENCE))?;
-    (&*stream).write_all(&[head.into_bytes(), body.into_bytes()].concat())?;
+    (&*stream).write_all(&[head.into_bytes(), sent.into_bytes()].concat())?;
     stream.shutdown(std::net::Shutdown::Write)
 }
 
@@ -123,6 +125,8 @@ fn answer(stream: &TcpStream, metrics: impl FnOnce() -> Option<String>) -> io::R
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Asked {
     Metrics,
+    /// Their length and kind, as who looks whether anybody answers asks (RFC 9110, section 9.3.2).
+    TheirHead,
     AnotherPath,
     AnotherMethod,
     /// More than a request may have.
@@ -164,10 +168,14 @@ fn parse(head: &[u8]) -> Option<Asked> {
         Err(_) => Asked::NoHttp,
         Ok(httparse::Status::Partial) if head.len() > HEAD_MAX => Asked::TooMuch,
         Ok(httparse::Status::Partial) => return None,
-        Ok(httparse::Status::Complete(_)) if request.method != Some("GET") => Asked::AnotherMethod,
         Ok(httparse::Status::Complete(_)) => {
             let path = request.path.unwrap_or_default();
-            if path.split('?').next() == Some(PATH) { Asked::Metrics } else { Asked::AnotherPath }
+            match (request.method, path.split('?').next() == Some(PATH)) {
+                (Some("GET"), true) => Asked::Metrics,
+                (Some("HEAD"), true) => Asked::TheirHead,
+                (Some("GET"), false) => Asked::AnotherPath,
+                _ => Asked::AnotherMethod,
+            }
         }
     };
     Some(asked)
@@ -277,6 +285,7 @@ mod tests {
             ("GET /metrics?format=text HTTP/1.1\r\n\r\n", Some(Asked::Metrics)),
             ("GET /metrics/x HTTP/1.1\r\n\r\n", Some(Asked::AnotherPath)),
             ("GET / HTTP/1.1\r\n\r\n", Some(Asked::AnotherPath)),
+            ("HEAD /metrics HTTP/1.1\r\n\r\n", Some(Asked::TheirHead)),
             ("POST /metrics HTTP/1.1\r\n\r\n", Some(Asked::AnotherMethod)),
             ("\x16\x03\x01", Some(Asked::NoHttp)),
             ("GET /metrics\r\n\r\n", Some(Asked::NoHttp)),

@@ -147,7 +147,8 @@ fn trouble(damage: &[Damage], mount_point: &Path) -> Option<String> {
         count => format!("{count} objects of the store are damaged"),
     };
     let status = mount_point.join("status");
-    Some(format!("mounted, but {objects}: {}: {}; see {}", first.what, first.why, status.display()))
+    let which = if damage.len() == 1 { "" } else { ", the first" };
+    Some(format!("mounted, but {objects}{which}: {}: {}; see {}", first.what, first.why, status.display()))
 }
 
 #[cfg(test)]
@@ -172,7 +173,7 @@ mod tests {
         );
         assert_eq!(
             line(&[damage("/s/a"), damage("/s/b")]).as_deref(),
-            Some("mounted, but 2 objects of the store are damaged: /s/a: missing; see /m/status")
+            Some("mounted, but 2 objects of the store are damaged, the first: /s/a: missing; see /m/status")
         );
     }
 }

@@ -8,8 +8,8 @@
 //! choice depends on nothing that may differ between two openings of a file, and openings share their backing.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
 
 use fuser::{BackingId, ReplyOpen};
 use parking_lot::Mutex;
@@ -26,24 +26,33 @@ pub(super) struct Passthrough {
     enabled: AtomicBool,
     /// The most backing files at a time. Each is a file that the kernel holds open, as a descriptor does.
     max: usize,
-    open: Mutex<Open>,
+    open: Mutex<Open<BackingId>>,
 }
 
 /// Guarded while a backing is registered, which is a call that waits for nothing, so that two openings of one file
 /// share it.
-#[derive(Debug, Default)]
-struct Open {
-    by_inode: HashMap<u64, Weak<BackingId>>,
-    /// The inode of each opening, and its backing; none where it is read by requests though another could be otherwise.
-    by_handle: HashMap<u64, (u64, Option<Arc<BackingId>>)>,
+#[derive(Debug)]
+struct Open<B> {
+    /// Backings, and how many openings share each. Whoever answers an opening may still hold its backing when the kernel
+    /// has released it already, so references tell nothing.
+    by_inode: HashMap<u64, (Arc<B>, usize)>,
+    /// The inode of each opening, and how it is read.
+    by_handle: HashMap<u64, (u64, Way)>,
     /// How many openings of an inode are read by requests.
     by_requests: HashMap<u64, usize>,
+}
+
+/// How an opening is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Passthrough,
+    Requests,
 }
 
 impl Passthrough {
     /// With at most so many files at a time.
     pub(super) fn new(enabled: bool, max: usize) -> Self {
-        Self { enabled: AtomicBool::new(enabled), max, open: Mutex::new(Open::default()) }
+        Self { enabled: AtomicBool::new(enabled), max, open: Mutex::new(Open::new()) }
     }
 
     /// Gives it up for files that are opened from now on.
@@ -95,9 +104,13 @@ impl Passthrough {
     }
 }
 
-impl Open {
-    fn share(&self, inode: u64) -> Option<Arc<BackingId>> {
-        self.by_inode.get(&inode).and_then(Weak::upgrade)
+impl<B> Open<B> {
+    fn new() -> Self {
+        Self { by_inode: HashMap::new(), by_handle: HashMap::new(), by_requests: HashMap::new() }
+    }
+
+    fn share(&self, inode: u64) -> Option<Arc<B>> {
+        self.by_inode.get(&inode).map(|(backing, _)| Arc::clone(backing))
     }
 
     /// Whether there is room, and no other opening of the inode is read by requests.
@@ -105,34 +118,27 @@ impl Open {
         self.by_inode.len() < max && !self.by_requests.contains_key(&inode)
     }
 
-    fn note(&mut self, inode: u64, handle: u64, backing: Option<Arc<BackingId>>) {
-        match &backing {
-            Some(backing) => drop(self.by_inode.insert(inode, Arc::downgrade(backing))),
-            None => {
-                let count = self.by_requests.entry(inode).or_default();
-                *count = count.saturating_add(1);
-            }
-        }
-        self.by_handle.insert(handle, (inode, backing));
+    fn note(&mut self, inode: u64, handle: u64, backing: Option<Arc<B>>) {
+        let (way, count) = match backing {
+            Some(backing) => (Way::Passthrough, &mut self.by_inode.entry(inode).or_insert((backing, 0)).1),
+            None => (Way::Requests, self.by_requests.entry(inode).or_default()),
+        };
+        *count = count.saturating_add(1);
+        self.by_handle.insert(handle, (inode, way));
     }
 
     fn release(&mut self, handle: u64) {
-        let Some((inode, backing)) = self.by_handle.remove(&handle) else { return };
-        match backing {
-            Some(backing) => {
-                drop(backing);
-                if self.by_inode.get(&inode).is_some_and(|shared| shared.strong_count() == 0) {
-                    self.by_inode.remove(&inode);
-                }
-            }
-            None => {
-                let left = self.by_requests.get(&inode).map_or(0, |count| count.saturating_sub(1));
-                if left == 0 {
-                    self.by_requests.remove(&inode);
-                } else {
-                    self.by_requests.insert(inode, left);
-                }
-            }
+        let Some((inode, way)) = self.by_handle.remove(&handle) else { return };
+        let count = match way {
+            Way::Passthrough => self.by_inode.get_mut(&inode).map(|(_, count)| count),
+            Way::Requests => self.by_requests.get_mut(&inode),
+        };
+        let Some(count) = count else { return };
+        *count = count.saturating_sub(1);
+        match (*count, way) {
+            (0, Way::Passthrough) => drop(self.by_inode.remove(&inode)),
+            (0, Way::Requests) => drop(self.by_requests.remove(&inode)),
+            _ => {}
         }
     }
 }
@@ -141,10 +147,25 @@ impl Open {
 mod tests {
     use super::*;
 
-    /// A backing can be had of the kernel only, so these are the openings that have none.
+    #[test]
+    fn a_backing_is_given_back_with_its_last_opening() {
+        let mut open = Open::new();
+        let answering = Arc::new("a backing, which whoever answers holds on to");
+        open.note(7, 1, Some(Arc::clone(&answering)));
+        let shared = open.share(7);
+        open.note(7, 2, shared);
+        open.release(1);
+        open.release(1);
+        assert!(open.share(7).is_some() && !open.may_register(8, 1));
+        open.release(2);
+        assert!(open.share(7).is_none() && open.may_register(8, 1));
+        assert_eq!(Arc::strong_count(&answering), 1);
+        assert!(open.by_handle.is_empty());
+    }
+
     #[test]
     fn openings_of_one_inode_are_read_in_one_way() {
-        let mut open = Open::default();
+        let mut open = Open::<()>::new();
         assert!(open.may_register(7, 1) && !open.may_register(7, 0));
         open.note(7, 1, None);
         open.note(7, 2, None);

@@ -72,8 +72,15 @@ impl Gates {
 /// Opens the driver's folder in a data root.
 ///
 /// # Errors
-/// [`Error::Unsupported`] where the marks of deletions are out of this process's sight; [`Error::Io`].
+/// [`Error::Unsupported`] where the marks of deletions are out of this process's sight; [`Error::Damaged`] where there is
+/// no such folder; [`Error::Io`].
 pub fn open(data_root: &Root, options: &Options) -> Result<Box<dyn Driver>> {
+    if data_root.stat(&path(&[NAME]))?.is_none() {
+        return Err(Error::damaged(
+            data_root.shown(&TreePath::root()),
+            "image/overlay2 is there, but overlay2, which holds the layers, is missing",
+        ));
+    }
     let root = data_root.sub(&path(&[NAME]))?;
     let is_roots = root.meta()?.uid == 0;
     let prefix = match options.prefix {
