@@ -224,6 +224,33 @@ fn files_that_the_kernel_reads_by_itself_are_counted() {
     bench.assert_soon("/open/passthrough", |count| count == 0);
 }
 
+/// Each release is answered by another thread than the opening, which may not have ended yet.
+#[test]
+fn no_count_of_files_that_the_kernel_reads_by_itself_is_left_behind() {
+    if !require_privileges("a mount") {
+        return;
+    }
+    const THREADS: usize = 6;
+    let bench = Bench::new(&["-o", "opens=passthrough"]);
+    let many = bench.layer.diff_dir().join("many");
+    fs::create_dir(&many).unwrap();
+    let names: Vec<String> = (0..600 * THREADS).map(|n| n.to_string()).collect();
+    for name in &names {
+        File::create(many.join(name)).unwrap().set_len(132 << 10).unwrap();
+    }
+    let many = bench.merged().join("many");
+    std::thread::scope(|scope| {
+        for names in names.chunks(names.len() / THREADS) {
+            scope.spawn(|| names.iter().for_each(|name| drop(File::open(many.join(name)).unwrap())));
+        }
+    });
+    bench.assert_soon("/open/passthrough", |count| count == 0);
+    bench.assert_soon("/open/handles", |handles| handles <= 1);
+    let held = File::open(bench.merged().join("big")).unwrap();
+    bench.assert_soon("/open/passthrough", |count| count == 1);
+    drop(held);
+}
+
 #[test]
 fn a_store_that_was_read_again_is_counted() {
     if !require_privileges("a mount") {
