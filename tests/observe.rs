@@ -251,6 +251,18 @@ fn no_count_of_files_that_the_kernel_reads_by_itself_is_left_behind() {
     drop(held);
 }
 
+/// The end of a listing is asked for by who has had the rest.
+#[test]
+fn listings_of_folders_that_change_are_counted_when_they_are_found() {
+    if !require_privileges("a mount") {
+        return;
+    }
+    let bench = Bench::new(&[]);
+    let before = bench.figure("/listings/found");
+    assert_eq!(fs::read_dir(bench.mount.path().join("by-tag")).unwrap().count(), 1);
+    bench.assert_soon("/listings/found", |found| found > before);
+}
+
 #[test]
 fn a_store_that_was_read_again_is_counted() {
     if !require_privileges("a mount") {

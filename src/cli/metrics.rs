@@ -202,7 +202,7 @@ impl Collector for Snapshot {
             ("ahead_directories_used", "Those that were asked for later", figures.read_ahead.directories_used),
             ("ahead_files", "Files put into the page cache ahead of a walk", figures.read_ahead.files),
             ("ahead_file_bytes", "Their bytes", figures.read_ahead.file_bytes),
-            ("store_rescans", "How often the store was read again", figures.store_rescans),
+            ("store_rescans", "How often the store was read again, changed or not", figures.store_rescans),
         ] {
             to.encode_descriptor(name, help, None, MetricType::Counter)?
                 .encode_counter::<NoLabelSet, _, u64>(&value, None)?;

@@ -251,7 +251,8 @@ pub struct Figures {
     pub inodes: InodeFigures,
     /// What is open.
     pub open: OpenFigures,
-    /// How often the store was read again since the start, because it changed.
+    /// How often the store was read again since the start: because it changed, because damage may have passed, or because
+    /// that was asked for; also where it said the same as before.
     pub store_rescans: u64,
 }
 

@@ -283,10 +283,13 @@ impl Server {
         let dir = self.held(number)?;
         let changes = dir.node().changes();
         let listing = if changes {
-            match self.listings.kept(dir.key()) {
-                // Whoever goes on does so in the newest there is.
-                Some(kept) if offset > 0 => kept,
-                older => self.listings.keep(dir.key(), Listing::again(&dir, number, older.as_deref())?),
+            // Whoever goes on does so in the newest there is.
+            match (offset > 0).then(|| self.listings.found(dir.key())).flatten() {
+                Some(found) => found,
+                None => {
+                    let older = self.listings.kept(dir.key());
+                    self.listings.keep(dir.key(), Listing::again(&dir, number, older.as_deref())?)
+                }
             }
         } else {
             self.listings.get(dir.key(), || Listing::of(&dir, number))?
