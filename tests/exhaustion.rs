@@ -19,11 +19,13 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, FileType, Mode, XattrFlags};
 use rustix::io::Errno;
+use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::{Value, json};
 use support::eventually;
@@ -316,6 +318,42 @@ fn all_is_served_with_few_descriptors() {
 }
 
 // ---- memory
+
+/// With too little memory for the threads that answer, the command says so; where it says that it is mounted, it is.
+#[test]
+fn a_mount_that_nobody_can_answer_for_is_no_success() {
+    if !require_privileges("a mount") {
+        return;
+    }
+    let dir = support::scratch("exhaustion");
+    let root = small_store(dir.path());
+    let (mut served, mut refused) = (0, BTreeSet::new());
+    // The threads reserve some 600 MiB, of which they use little.
+    for limit_mib in [20, 30, 40, 50, 60, 80, 100, 150, 200, 300, 500, 1_000, 2_000] {
+        let point = dir.path().join(format!("mnt-{limit_mib}"));
+        fs::create_dir(&point).unwrap();
+        let script = format!("ulimit -v {}; exec \"$0\" \"$@\"", limit_mib << 10);
+        let said = dir.path().join("said");
+        let (program, log) = (env!("CARGO_BIN_EXE_docker-fs"), File::create(&said).unwrap());
+        let mut shell = Command::new("sh");
+        let status = shell.arg("-c").arg(script).arg(program).arg(&root).arg(&point).stderr(log).status().unwrap();
+        let said = fs::read_to_string(&said).unwrap();
+        if status.success() {
+            let status = fs::read(point.join("status"));
+            rustix::mount::unmount(&point, UnmountFlags::DETACH).unwrap();
+            assert!(status.is_ok_and(|status| status.len() > 100), "{limit_mib} MiB");
+            served += 1;
+        } else {
+            assert_eq!(status.code(), Some(1), "{limit_mib} MiB: {said}");
+            assert!(said.contains("docker-fs: "), "{limit_mib} MiB: {said:?}");
+            assert_eq!(fs::read_dir(&point).unwrap().count(), 0, "{limit_mib} MiB: something stays mounted");
+            refused.extend(said.lines().map(str::to_owned));
+        }
+    }
+    eprintln!("{served} mounts are served; others: {refused:#?}");
+    let no_threads = "docker-fs: cannot answer the kernel's requests: Resource temporarily unavailable";
+    assert!(served > 0 && refused.contains(no_threads), "{served} {refused:?}");
+}
 
 fn peak_kib(pid: Pid) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap();

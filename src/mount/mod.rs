@@ -81,6 +81,10 @@ pub struct Connection {
     counters: Counters,
 }
 
+/// A connection whose threads run, but for those that answer: requests wait.
+#[derive(Debug)]
+pub struct Started(Session<adapter::Adapter>);
+
 /// A view that this process mounted, not yet served: requests wait.
 #[derive(Debug)]
 pub struct Mounted {
@@ -155,17 +159,41 @@ impl Connection {
         self.watching.controls()
     }
 
-    /// Answers requests until the view is unmounted.
+    /// Starts the threads that tell the kernel what has changed.
     ///
     /// # Errors
-    /// [`Error::Io`] where the kernel can no longer be talked to.
-    pub fn serve(self) -> Result<()> {
+    /// [`Error::Io`] where there can be no threads.
+    pub fn start(self) -> Result<Started> {
         let Self { session, kernel, refreshing, watching, counters: _ } = self;
         kernel.get_or_init(|| session.notifier());
         let started = refreshing.start(session.notifier()).and_then(|()| watching.start(session.notifier()));
-        let served = started.and_then(|()| session.run());
-        served.map_err(Error::io(|| "answer the kernel's requests".to_owned()))
+        started.map_err(cannot_answer()).map(|()| Started(session))
     }
+
+    /// Answers requests until the view is unmounted.
+    ///
+    /// # Errors
+    /// As [`Connection::start`] and [`Started::serve`].
+    pub fn serve(self) -> Result<()> {
+        self.start()?.serve()
+    }
+}
+
+impl Started {
+    /// What the threads that answer are called, followed by a number: `fuser` names them.
+    pub(crate) const THREADS: &str = "fuser-";
+
+    /// Answers requests until the view is unmounted.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where there can be no threads, or the kernel can no longer be talked to.
+    pub fn serve(self) -> Result<()> {
+        self.0.run().map_err(cannot_answer())
+    }
+}
+
+fn cannot_answer() -> impl FnOnce(io::Error) -> Error {
+    Error::io(|| "answer the kernel's requests".to_owned())
 }
 
 impl Mounted {
