@@ -425,6 +425,26 @@ fn silent_connections_keep_nobody() {
     }
 }
 
+/// More connections than can wait to be taken, none of which ever asks, and as many again as soon as they are closed.
+#[test]
+fn however_many_connections_are_silent_another_one_is_answered() {
+    if !require_privileges("a mount") {
+        return;
+    }
+    let (_bench, address) = metrics_bench();
+    let half = || {
+        let mut stream = TcpStream::connect(address).unwrap();
+        // It may have been given up for another.
+        let _ = stream.write_all(b"GET /metr");
+        stream
+    };
+    for _ in 0..3 {
+        let silent: Vec<TcpStream> = (0..200).map(|_| half()).collect();
+        assert!(!scrape(address).is_empty());
+        drop(silent);
+    }
+}
+
 #[test]
 fn an_address_that_is_taken_is_said_before_anything_is_mounted() {
     if !require_privileges("a mount") {
