@@ -18,11 +18,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
+use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -127,6 +128,50 @@ fn usr1_logs_the_counters_whatever_else_is_logged() {
         assert_eq!(told["errors"], "ENOTTY 1");
         assert_eq!(told["read"], format!("{MIB} bytes"));
     }
+}
+
+/// A FIFO is no file to wait for: neither for its reader to come, nor for one who reads no more.
+#[test]
+fn a_log_that_nobody_reads_is_waited_for_by_nobody() {
+    if !require_privileges("a mount") {
+        return;
+    }
+    let dir = support::scratch("observe");
+    let root = StoreBuilder::new(dir.path().join("docker")).finish();
+    let (fifo, point) = (dir.path().join("fifo"), dir.path().join("mnt"));
+    mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    let arguments = ["-v", "--log-file", fifo.to_str().unwrap()];
+    let refused = Mounted::with(&root, &point, &arguments, 1);
+    let why = "it is a FIFO that nobody reads";
+    assert_eq!(refused.stderr, format!("docker-fs: cannot open the log file {}: {why}\n", fifo.display()));
+    drop(refused);
+    let mut reader =
+        File::options().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(&fifo).unwrap();
+    let mount = Mounted::with(&root, &point, &arguments, 0);
+    let pid = Pid::from_raw(mount.daemon().unwrap().cast_signed()).unwrap();
+    // More than the pipe takes.
+    for _ in 0..2_000 {
+        kill_process(pid, Signal::USR1).unwrap();
+        assert!(fs::read(mount.path().join("status")).unwrap().len() > 100);
+    }
+    let mut start = vec![0; 4 << 10];
+    let filled = reader.read(&mut start).unwrap();
+    assert!(String::from_utf8_lossy(&start[..filled]).contains("docker-fs: info: mounted"));
+}
+
+#[test]
+fn a_socket_is_no_log() {
+    if !require_privileges("a mount") {
+        return;
+    }
+    let dir = support::scratch("observe");
+    let root = StoreBuilder::new(dir.path().join("docker")).finish();
+    let socket = dir.path().join("socket");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let arguments = ["--log-file", socket.to_str().unwrap()];
+    let refused = Mounted::with(&root, &dir.path().join("mnt"), &arguments, 1);
+    let said = format!("docker-fs: cannot open the log file {}: it is a socket\n", socket.display());
+    assert_eq!(refused.stderr, said);
 }
 
 // `status`.
