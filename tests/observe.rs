@@ -120,7 +120,7 @@ fn usr1_logs_the_counters_whatever_else_is_logged() {
         }
         let told = told.unwrap();
         let keys: Vec<&str> = told.keys().map(String::as_str).collect();
-        let all = ["errors", "inodes", "listings", "open files", "read", "read ahead", "requests", "store"];
+        let all = ["errors", "inodes", "listings", "open files", "read", "read ahead", "requests", "store", "waiting"];
         assert_eq!(keys, all);
         let requests: BTreeSet<&str> =
             told["requests"].split(", ").map(|item| item.split(' ').next().unwrap()).collect();

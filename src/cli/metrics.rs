@@ -277,6 +277,14 @@ impl Collector for Snapshot {
         ] {
             to.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)?;
         }
+        for (name, help, seconds) in [
+            ("wait_looking_seconds", "Time waited to look for changes in the store", figures.waits.looking_seconds),
+            ("wait_names_seconds", "Time waited for the kernel to forget names", figures.waits.names_seconds),
+            ("wait_pages_seconds", "Time waited for the kernel to forget pages", figures.waits.pages_seconds),
+        ] {
+            let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
+            to.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&seconds)?;
+        }
         Ok(())
     }
 }

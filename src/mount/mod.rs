@@ -17,6 +17,7 @@ mod mountinfo;
 mod passthrough;
 mod refresh;
 mod server;
+mod steps;
 mod watch;
 
 use std::io;
@@ -30,7 +31,9 @@ use crate::error::{Error, Result};
 use crate::view::View;
 
 pub use attach::{Attached, DEVICE, FUSERMOUNT, How, attach, unmount};
-pub use counters::{AheadFigures, Counters, Figures, InodeFigures, LOG_TARGET, ListingFigures, OpenFigures};
+pub use counters::{
+    AheadFigures, Counters, Figures, InodeFigures, LOG_TARGET, ListingFigures, OpenFigures, WaitFigures,
+};
 pub use inodes::{Held, Inodes, Key, ROOT};
 pub(crate) use mountinfo::{Mount, Mounts};
 use refresh::{Refresher, Refreshing};
@@ -122,10 +125,11 @@ pub fn mount(view: View, options: &Options) -> Result<Mounted> {
 /// [`Error::Io`] where the kernel cannot be talked to.
 pub fn connect(view: View, options: &Options, device: OwnedFd) -> Result<Connection> {
     let files = Arc::default();
-    let (refresher, refreshing) = Refresher::new(Arc::clone(&files));
+    let steps = Arc::default();
+    let (refresher, refreshing) = Refresher::new(Arc::clone(&files), Arc::clone(&steps));
     let kernel = ahead::Kernel::default();
     let watcher = Watcher::new().map_err(Error::io(|| "be woken by changes".to_owned()))?;
-    let server = server::Server::new(view, Arc::clone(&kernel), files, refresher, watcher);
+    let server = server::Server::new(view, Arc::clone(&kernel), files, steps, refresher, watcher);
     let watching = server.watching();
     let adapter = adapter::Adapter::new(server, options.opens, options.allow_other);
     let counters = adapter.counters();
