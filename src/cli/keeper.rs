@@ -5,19 +5,29 @@
 //! strangers wrote: it opens a store's folders, where it lists names, and hands them over, but reads no file in them. It has
 //! one thread.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, getpid, kill_process, waitpid};
 
 use super::daemon::{Audience, how_it_ended};
 use super::link::{Link, Word};
 use super::signals::{self, End};
 use super::{Failure, words};
-use crate::mount::{self, Attached, How};
+use crate::mount::{self, Attached, How, Started};
 
 use super::mount::Plan;
+
+/// How often to look whether the server's threads run.
+const LOOK: Duration = Duration::from_millis(2);
+/// How long to look at most. Where they are not seen by then, it is the looking that fails: the server would have said so.
+const LOOKING_MAX: Duration = Duration::from_secs(20);
 
 /// The process that answers the kernel; it is ended with this value.
 #[derive(Debug)]
@@ -59,8 +69,14 @@ impl Server {
         Failure::failed(format!("the server ended without a word{how}"))
     }
 
-    /// Has the server answer for the mount whose device this is, and waits until it does, or someone `gives_up`.
-    fn hand_over(&mut self, device: OwnedFd, mut gives_up: impl FnMut() -> bool) -> Result<(), Failure> {
+    /// Has the server answer for the mount whose device this is, and waits until so many threads of it do, or someone
+    /// `gives_up`.
+    fn hand_over(
+        &mut self,
+        device: OwnedFd,
+        threads: usize,
+        mut gives_up: impl FnMut() -> bool,
+    ) -> Result<(), Failure> {
         self.link.give(&device).map_err(|error| match is_gone(&error) {
             true => self.silence(),
             false => Failure::failed(format!("cannot reach the server: {}", words(&error))),
@@ -73,7 +89,30 @@ impl Server {
                 return Err(Failure::failed("ended by a signal before the server answered"));
             }
         }
-        self.want(|word| matches!(word, Word::Serving).then_some(()))
+        self.want(|word| matches!(word, Word::Serving).then_some(()))?;
+        self.see_start(threads, gives_up)
+    }
+
+    /// Waits until so many threads answer. The server cannot say that they do: who started them waits for their end.
+    fn see_start(&mut self, threads: usize, mut gives_up: impl FnMut() -> bool) -> Result<(), Failure> {
+        let cannot = |error: io::Error| Failure::failed(format!("cannot wait for the server: {}", words(&error)));
+        let (begun, mut answering) = (Instant::now(), BTreeSet::new());
+        while let Some(waiting) = waiting(self.pid) {
+            answering.extend(waiting);
+            if answering.len() >= threads || begun.elapsed() > LOOKING_MAX {
+                break;
+            }
+            if self.link.has_word_within(LOOK).map_err(cannot)? {
+                let failed = self.want(|_| None);
+                // It may have been unmounted already.
+                let has_served = self.end.is_some_and(|end| end.exit_status() == Some(0));
+                return if has_served { Ok(()) } else { failed };
+            }
+            if gives_up() {
+                return Err(Failure::failed("ended by a signal before the server answered"));
+            }
+        }
+        Ok(())
     }
 
     fn want<T>(&mut self, wanted: impl FnOnce(Word) -> Option<T>) -> Result<T, Failure> {
@@ -133,6 +172,20 @@ impl Server {
     }
 }
 
+/// The threads of a server that wait for requests: a thread that is not asleep yet may still fail, for want of memory.
+/// `None` where `/proc` does not tell, because it is not there, or hides this process, or has the processes of another
+/// namespace.
+fn waiting(server: Pid) -> Option<Vec<OsString>> {
+    let own = fs::read_link("/proc/self").ok()?;
+    (own == Path::new(&getpid().to_string())).then_some(())?;
+    let threads = fs::read_dir(format!("/proc/{server}/task")).ok()?.flatten();
+    let is_waiting = |thread: &fs::DirEntry| {
+        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        stat.contains(&format!(" ({}", Started::THREADS)) && stat.contains(") S ")
+    };
+    Some(threads.filter(is_waiting).map(|thread| thread.file_name()).collect())
+}
+
 /// That a mount could not be detached, and what to do about it.
 pub(super) fn not_detached(attached: &Attached, error: &io::Error) -> String {
     let point = attached.mount_point().display();
@@ -176,7 +229,7 @@ pub(super) fn keep(mut server: Server, plan: &Plan, audience: &mut Audience) -> 
         }
         failure
     };
-    server.hand_over(device, || held.is_over()).map_err(abandoned)?;
+    server.hand_over(device, plan.mount.threads, || held.is_over()).map_err(abandoned)?;
     attached.read_in_large_pieces();
 
     let status = format!("{} on {}", plan.source.display(), plan.mount.mount_point.display());
@@ -193,6 +246,8 @@ pub(super) fn keep(mut server: Server, plan: &Plan, audience: &mut Audience) -> 
 #[cfg(test)]
 mod tests {
     use std::process::Command;
+
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
 
     use super::super::link::pair;
     use super::*;
@@ -216,7 +271,7 @@ mod tests {
             // Before it hung up, it ended.
             server.wait(WaitOptions::empty());
             drop(link);
-            let failure = server.hand_over(device(), || false).unwrap_err();
+            let failure = server.hand_over(device(), 1, || false).unwrap_err();
             assert_eq!(failure, Failure::failed(format!("the server ended without a word ({how})")));
         }
     }
@@ -226,7 +281,7 @@ mod tests {
         let (mut server, link) = server("exit 1");
         link.say(&Word::Failed("the disk is gone".to_owned())).unwrap();
         drop(link);
-        assert_eq!(server.hand_over(device(), || false), Err(Failure::failed("the disk is gone")));
+        assert_eq!(server.hand_over(device(), 1, || false), Err(Failure::failed("the disk is gone")));
     }
 
     #[test]
@@ -253,8 +308,28 @@ mod tests {
             looks == 3
         };
         let failure = Failure::failed("ended by a signal before the server answered");
-        assert_eq!(server.hand_over(device(), gives_up), Err(failure));
+        assert_eq!(server.hand_over(device(), 1, gives_up), Err(failure));
         drop(link);
+    }
+
+    #[test]
+    fn a_server_that_cannot_start_its_threads_is_told_of_though_it_said_that_it_serves() {
+        let (mut server, link) = server("exec sleep 1000");
+        link.say(&Word::Serving).unwrap();
+        link.say(&Word::Failed("no threads".to_owned())).unwrap();
+        assert_eq!(server.hand_over(device(), 1, || false), Err(Failure::failed("no threads")));
+
+        let (mut server, link) = self::server("exec sleep 1000");
+        link.say(&Word::Serving).unwrap();
+        let failure = Failure::failed("ended by a signal before the server answered");
+        assert_eq!(server.hand_over(device(), 1, || true), Err(failure));
+        drop(link);
+
+        // One that was ended by an unmount has served.
+        let (mut server, link) = self::server("exit 0");
+        waitid(WaitId::Pid(server.pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).unwrap();
+        drop(link);
+        assert_eq!(server.see_start(1, || false), Ok(()));
     }
 
     #[test]

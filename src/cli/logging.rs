@@ -5,13 +5,15 @@
 //! level for a module, which then is the only one that is heard; so a word that can be neither is told of here, and the
 //! whole variable left aside.
 
-use std::fs::OpenOptions;
+use std::fs::{self, File, FileType, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use env_logger::{Builder, Target};
 use log::{Level, LevelFilter};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 use super::{Failure, words};
 use crate::mount::LOG_TARGET;
@@ -42,10 +44,7 @@ pub(super) fn start(level: LevelFilter, file: Option<&Path>) -> Result<(), Failu
     };
     let stamped = file.is_some();
     if let Some(path) = file {
-        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(|error| {
-            Failure::failed(format!("cannot open the log file {}: {}", path.display(), words(&error)))
-        })?;
-        builder.target(Target::Pipe(Box::new(file)));
+        builder.target(Target::Pipe(Box::new(open(path)?)));
     }
     builder.format(move |out, record| {
         if stamped {
@@ -81,6 +80,27 @@ fn nonsense(filters: &str) -> Option<&str> {
             Some((module, level)) => !is_module(module) || !(level.is_empty() || is_level(level)),
             None => !is_level(part) && !is_module(part),
         }
+    })
+}
+
+/// Opens a log file, which may be a FIFO or a terminal, and waits for nobody: neither for one who reads it to come, nor,
+/// later, for one who has stopped to; then messages are lost.
+fn open(path: &Path) -> Result<File, Failure> {
+    let cannot = |why: &str| Failure::failed(format!("cannot open the log file {}: {why}", path.display()));
+    // One that is not there is made.
+    let kind = fs::metadata(path).ok().map(|meta| meta.file_type());
+    let is = |type_of: fn(&FileType) -> bool| kind.as_ref().is_some_and(type_of);
+    if is(FileType::is_block_device) {
+        return Err(cannot("it is a block device"));
+    }
+    if is(FileType::is_socket) {
+        return Err(cannot("it is a socket"));
+    }
+    let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
+    let opened = OpenOptions::new().create(true).append(true).mode(0o600).custom_flags(flags).open(path);
+    opened.map_err(|error| match Errno::from_io_error(&error) {
+        Some(Errno::NXIO) if is(FileType::is_fifo) => cannot("it is a FIFO that nobody reads"),
+        _ => cannot(&words(&error)),
     })
 }
 

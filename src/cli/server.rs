@@ -61,18 +61,18 @@ fn serve(store: Box<dyn Store>, plan: &Plan, link: &Link, keeper: Option<Pid>) -
         return Ok(());
     };
     let connection = mount::connect(view, &plan.mount, device)?;
-    if let Some(endpoint) = metrics
-        && let Err(error) = endpoint.serve(connection.counters())
-    {
-        log::warn!("no metrics are served: {}", words(&error));
+    let (controls, counters) = (connection.controls(), connection.counters());
+    let started = connection.start()?;
+    if let Some(endpoint) = metrics {
+        endpoint.serve(counters.clone()).map_err(|error| cannot("cannot serve metrics", &error))?;
     }
-    obey(signals, connection.controls(), connection.counters())
-        .map_err(|error| cannot("the server cannot receive signals", &error))?;
+    obey(signals, controls, counters).map_err(|error| cannot("the server cannot receive signals", &error))?;
     if let Some(null) = null {
         daemon::silence(&null).map_err(|error| cannot("cannot let go of the standard streams", &error))?;
     }
     link.say(&Word::Serving).map_err(unheard)?;
-    connection.serve().map_err(Failure::from)
+    // From here on the keeper looks how many threads answer.
+    started.serve().map_err(Failure::from)
 }
 
 /// Has the kernel end this process with the keeper, whatever ends that.

@@ -31,28 +31,36 @@ pub(super) struct Passthrough {
 
 /// Guarded while a backing is registered, which is a call that waits for nothing, so that two openings of one file
 /// share it.
+///
+/// What counts is who has been given a handle and has not released it, and not who holds a backing: whoever answered an
+/// opening may hold it for longer than the kernel does.
 #[derive(Debug)]
 struct Open<B> {
-    /// Backings, and how many openings share each. Whoever answers an opening may still hold its backing when the kernel
-    /// has released it already, so references tell nothing.
-    by_inode: HashMap<u64, (Arc<B>, usize)>,
-    /// The inode of each opening, and how it is read.
-    by_handle: HashMap<u64, (u64, Way)>,
-    /// How many openings of an inode are read by requests.
-    by_requests: HashMap<u64, usize>,
+    by_inode: HashMap<u64, Way<B>>,
+    /// The inode of each opening.
+    by_handle: HashMap<u64, u64>,
+    /// How many inodes have a backing.
+    backed: usize,
 }
 
-/// How an opening is read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
-    Passthrough,
-    Requests,
+/// How all openings of an inode are read, and how many there are.
+#[derive(Debug)]
+struct Way<B> {
+    /// None where they are read by requests, though others could be otherwise.
+    backing: Option<Arc<B>>,
+    openings: usize,
+}
+
+impl<B> Default for Open<B> {
+    fn default() -> Self {
+        Self { by_inode: HashMap::new(), by_handle: HashMap::new(), backed: 0 }
+    }
 }
 
 impl Passthrough {
     /// With at most so many files at a time.
     pub(super) fn new(enabled: bool, max: usize) -> Self {
-        Self { enabled: AtomicBool::new(enabled), max, open: Mutex::new(Open::new()) }
+        Self { enabled: AtomicBool::new(enabled), max, open: Mutex::new(Open::default()) }
     }
 
     /// Gives it up for files that are opened from now on.
@@ -76,13 +84,11 @@ impl Passthrough {
         }
         let descriptor = file.backing_fd()?;
         let mut open = self.open.lock();
-        let backing = open.share(inode).or_else(|| {
-            let may = self.enabled.load(Ordering::Relaxed) && open.may_register(inode, self.max);
-            let registered = may.then(|| reply.open_backing(descriptor).map(Arc::new))?;
+        let may = self.enabled.load(Ordering::Relaxed) && open.backed < self.max;
+        open.note(inode, handle, || {
+            let registered = may.then(|| reply.open_backing(descriptor))?;
             registered.inspect_err(|error| self.failed(inode, error)).ok()
-        });
-        open.note(inode, handle, backing.clone());
-        backing
+        })
     }
 
     fn failed(&self, inode: u64, error: &std::io::Error) {
@@ -95,7 +101,7 @@ impl Passthrough {
 
     /// How many files the kernel reads by itself.
     pub(super) fn count(&self) -> usize {
-        self.open.lock().by_inode.len()
+        self.open.lock().backed
     }
 
     /// Gives back what an opening held.
@@ -105,40 +111,25 @@ impl Passthrough {
 }
 
 impl<B> Open<B> {
-    fn new() -> Self {
-        Self { by_inode: HashMap::new(), by_handle: HashMap::new(), by_requests: HashMap::new() }
-    }
-
-    fn share(&self, inode: u64) -> Option<Arc<B>> {
-        self.by_inode.get(&inode).map(|(backing, _)| Arc::clone(backing))
-    }
-
-    /// Whether there is room, and no other opening of the inode is read by requests.
-    fn may_register(&self, inode: u64, max: usize) -> bool {
-        self.by_inode.len() < max && !self.by_requests.contains_key(&inode)
-    }
-
-    fn note(&mut self, inode: u64, handle: u64, backing: Option<Arc<B>>) {
-        let (way, count) = match backing {
-            Some(backing) => (Way::Passthrough, &mut self.by_inode.entry(inode).or_insert((backing, 0)).1),
-            None => (Way::Requests, self.by_requests.entry(inode).or_default()),
-        };
-        *count = count.saturating_add(1);
-        self.by_handle.insert(handle, (inode, way));
+    /// Notes an opening; its backing is that of the inode's others, or what `register` answers if there are none.
+    fn note(&mut self, inode: u64, handle: u64, register: impl FnOnce() -> Option<B>) -> Option<Arc<B>> {
+        self.by_handle.insert(handle, inode);
+        let way = self.by_inode.entry(inode).or_insert_with(|| {
+            let backing = register().map(Arc::new);
+            self.backed = self.backed.saturating_add(usize::from(backing.is_some()));
+            Way { backing, openings: 0 }
+        });
+        way.openings = way.openings.saturating_add(1);
+        way.backing.clone()
     }
 
     fn release(&mut self, handle: u64) {
-        let Some((inode, way)) = self.by_handle.remove(&handle) else { return };
-        let count = match way {
-            Way::Passthrough => self.by_inode.get_mut(&inode).map(|(_, count)| count),
-            Way::Requests => self.by_requests.get_mut(&inode),
-        };
-        let Some(count) = count else { return };
-        *count = count.saturating_sub(1);
-        match (*count, way) {
-            (0, Way::Passthrough) => drop(self.by_inode.remove(&inode)),
-            (0, Way::Requests) => drop(self.by_requests.remove(&inode)),
-            _ => {}
+        let Some(inode) = self.by_handle.remove(&handle) else { return };
+        let Some(way) = self.by_inode.get_mut(&inode) else { return };
+        way.openings = way.openings.saturating_sub(1);
+        if way.openings == 0 {
+            self.backed = self.backed.saturating_sub(usize::from(way.backing.is_some()));
+            self.by_inode.remove(&inode);
         }
     }
 }
@@ -148,33 +139,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_backing_is_given_back_with_its_last_opening() {
-        let mut open = Open::new();
-        let answering = Arc::new("a backing, which whoever answers holds on to");
-        open.note(7, 1, Some(Arc::clone(&answering)));
-        let shared = open.share(7);
-        open.note(7, 2, shared);
+    fn openings_of_one_inode_are_read_in_one_way() {
+        let mut open = Open::default();
+        assert_eq!(open.note(7, 1, || None), None);
+        assert_eq!(open.note(7, 2, || Some("backing")), None);
         open.release(1);
         open.release(1);
-        assert!(open.share(7).is_some() && !open.may_register(8, 1));
-        open.release(2);
-        assert!(open.share(7).is_none() && open.may_register(8, 1));
-        assert_eq!(Arc::strong_count(&answering), 1);
-        assert!(open.by_handle.is_empty());
+        assert_eq!(open.note(7, 3, || Some("backing")), None);
+        let [first, second] = [4, 5].map(|handle| open.note(8, handle, || Some("another")).unwrap());
+        assert!(Arc::ptr_eq(&first, &second));
+        assert_eq!((open.by_inode.len(), open.backed), (2, 1));
+        for handle in [2, 3, 4] {
+            open.release(handle);
+        }
+        assert_eq!((open.by_inode.len(), open.backed), (1, 1));
+        open.release(5);
+        assert_eq!(open.note(7, 6, || Some("backing")), Some(Arc::new("backing")));
+        open.release(6);
+        assert!(open.by_handle.is_empty() && open.by_inode.is_empty());
     }
 
+    /// The kernel may release a file, in another thread, before whoever answered its opening lets go of the backing.
     #[test]
-    fn openings_of_one_inode_are_read_in_one_way() {
-        let mut open = Open::<()>::new();
-        assert!(open.may_register(7, 1) && !open.may_register(7, 0));
-        open.note(7, 1, None);
-        open.note(7, 2, None);
-        assert!(!open.may_register(7, 1) && open.may_register(8, 1));
+    fn a_backing_is_counted_until_the_last_release_whoever_holds_it() {
+        let mut open = Open::default();
+        let held_by_the_answer = open.note(7, 1, || Some("backing"));
+        assert_eq!(open.backed, 1);
         open.release(1);
-        open.release(1);
-        assert!(!open.may_register(7, 1));
+        assert_eq!((open.backed, open.by_inode.len()), (0, 0));
+        // The kernel has let go of it, and gets another.
+        let next = open.note(7, 2, || Some("next"));
+        assert_eq!((held_by_the_answer, next), (Some(Arc::new("backing")), Some(Arc::new("next"))));
         open.release(2);
-        assert!(open.may_register(7, 1));
-        assert!(open.by_handle.is_empty() && open.by_requests.is_empty());
+        assert_eq!((open.backed, open.by_inode.len()), (0, 0));
     }
 }
