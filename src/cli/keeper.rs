@@ -27,7 +27,7 @@ use super::mount::Plan;
 /// How often to look whether the server's threads run.
 const LOOK: Duration = Duration::from_millis(2);
 /// How long to look at most. Where they are not seen by then, it is the looking that fails: the server would have said so.
-const LOOKING_MAX: Duration = Duration::from_secs(20);
+const LOOKING_MAX: Duration = Duration::from_secs(10);
 
 /// The process that answers the kernel; it is ended with this value.
 #[derive(Debug)]
@@ -62,21 +62,13 @@ impl Server {
         if let Some(Word::Failed(why)) = self.link.last_word() {
             return Failure::failed(why);
         }
-        // How a process ends that is about to is settled before its descriptors are closed.
-        let _ = kill_process(self.pid, Signal::KILL);
-        self.wait(WaitOptions::empty());
+        self.end_it();
         let how = self.end.map(how_it_ended).unwrap_or_default();
         Failure::failed(format!("the server ended without a word{how}"))
     }
 
-    /// Has the server answer for the mount whose device this is, and waits until so many threads of it do, or someone
-    /// `gives_up`.
-    fn hand_over(
-        &mut self,
-        device: OwnedFd,
-        threads: usize,
-        mut gives_up: impl FnMut() -> bool,
-    ) -> Result<(), Failure> {
+    /// Has the server answer for the mount whose device this is, and waits until it is about to, or someone `gives_up`.
+    fn hand_over(&mut self, device: OwnedFd, mut gives_up: impl FnMut() -> bool) -> Result<(), Failure> {
         self.link.give(&device).map_err(|error| match is_gone(&error) {
             true => self.silence(),
             false => Failure::failed(format!("cannot reach the server: {}", words(&error))),
@@ -89,12 +81,12 @@ impl Server {
                 return Err(Failure::failed("ended by a signal before the server answered"));
             }
         }
-        self.want(|word| matches!(word, Word::Serving).then_some(()))?;
-        self.see_start(threads, gives_up)
+        self.want(|word| matches!(word, Word::Serving).then_some(()))
     }
 
-    /// Waits until so many threads answer. The server cannot say that they do: who started them waits for their end.
-    fn see_start(&mut self, threads: usize, mut gives_up: impl FnMut() -> bool) -> Result<(), Failure> {
+    /// Waits until so many threads answer; tells whether they do, or the server ended first. It cannot say that they do: who
+    /// started them waits for their end. Signals that come meanwhile find a mount, and are left to who can obey them.
+    fn has_started(&mut self, threads: usize) -> Result<bool, Failure> {
         let cannot = |error: io::Error| Failure::failed(format!("cannot wait for the server: {}", words(&error)));
         let (begun, mut answering) = (Instant::now(), BTreeSet::new());
         while let Some(waiting) = waiting(self.pid) {
@@ -103,16 +95,18 @@ impl Server {
                 break;
             }
             if self.link.has_word_within(LOOK).map_err(cannot)? {
-                let failed = self.want(|_| None);
-                // It may have been unmounted already.
-                let has_served = self.end.is_some_and(|end| end.exit_status() == Some(0));
-                return if has_served { Ok(()) } else { failed };
-            }
-            if gives_up() {
-                return Err(Failure::failed("ended by a signal before the server answered"));
+                self.end_it();
+                return Ok(false);
             }
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// Ends a server that has nothing more to say. How one ends that is about to is settled before its descriptors are
+    /// closed.
+    fn end_it(&mut self) {
+        let _ = kill_process(self.pid, Signal::KILL);
+        self.wait(WaitOptions::empty());
     }
 
     fn want<T>(&mut self, wanted: impl FnOnce(Word) -> Option<T>) -> Result<T, Failure> {
@@ -229,7 +223,11 @@ pub(super) fn keep(mut server: Server, plan: &Plan, audience: &mut Audience) -> 
         }
         failure
     };
-    server.hand_over(device, plan.mount.threads, || held.is_over()).map_err(abandoned)?;
+    server.hand_over(device, || held.is_over()).map_err(abandoned)?;
+    if !server.has_started(plan.mount.threads).map_err(abandoned)? {
+        // If it was unmounted already, all is well.
+        server.outcome(&attached)?;
+    }
     attached.read_in_large_pieces();
 
     let status = format!("{} on {}", plan.source.display(), plan.mount.mount_point.display());
@@ -271,7 +269,7 @@ mod tests {
             // Before it hung up, it ended.
             server.wait(WaitOptions::empty());
             drop(link);
-            let failure = server.hand_over(device(), 1, || false).unwrap_err();
+            let failure = server.hand_over(device(), || false).unwrap_err();
             assert_eq!(failure, Failure::failed(format!("the server ended without a word ({how})")));
         }
     }
@@ -281,7 +279,7 @@ mod tests {
         let (mut server, link) = server("exit 1");
         link.say(&Word::Failed("the disk is gone".to_owned())).unwrap();
         drop(link);
-        assert_eq!(server.hand_over(device(), 1, || false), Err(Failure::failed("the disk is gone")));
+        assert_eq!(server.hand_over(device(), || false), Err(Failure::failed("the disk is gone")));
     }
 
     #[test]
@@ -308,7 +306,7 @@ mod tests {
             looks == 3
         };
         let failure = Failure::failed("ended by a signal before the server answered");
-        assert_eq!(server.hand_over(device(), 1, gives_up), Err(failure));
+        assert_eq!(server.hand_over(device(), gives_up), Err(failure));
         drop(link);
     }
 
@@ -317,19 +315,16 @@ mod tests {
         let (mut server, link) = server("exec sleep 1000");
         link.say(&Word::Serving).unwrap();
         link.say(&Word::Failed("no threads".to_owned())).unwrap();
-        assert_eq!(server.hand_over(device(), 1, || false), Err(Failure::failed("no threads")));
-
-        let (mut server, link) = self::server("exec sleep 1000");
-        link.say(&Word::Serving).unwrap();
-        let failure = Failure::failed("ended by a signal before the server answered");
-        assert_eq!(server.hand_over(device(), 1, || true), Err(failure));
-        drop(link);
+        assert_eq!(server.hand_over(device(), || false), Ok(()));
+        assert_eq!(server.has_started(1), Ok(false));
+        assert_eq!(server.link.last_word(), Some(Word::Failed("no threads".to_owned())));
 
         // One that was ended by an unmount has served.
         let (mut server, link) = self::server("exit 0");
         waitid(WaitId::Pid(server.pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).unwrap();
         drop(link);
-        assert_eq!(server.see_start(1, || false), Ok(()));
+        assert_eq!(server.has_started(1), Ok(false));
+        assert_eq!(server.end.and_then(WaitStatus::exit_status), Some(0));
     }
 
     #[test]

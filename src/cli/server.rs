@@ -62,14 +62,14 @@ fn serve(store: Box<dyn Store>, plan: &Plan, link: &Link, keeper: Option<Pid>) -
     };
     let connection = mount::connect(view, &plan.mount, device)?;
     let (controls, counters) = (connection.controls(), connection.counters());
+    if let Some(null) = null {
+        daemon::silence(&null).map_err(|error| cannot("cannot let go of the standard streams", &error))?;
+    }
     let started = connection.start()?;
     if let Some(endpoint) = metrics {
         endpoint.serve(counters.clone()).map_err(|error| cannot("cannot serve metrics", &error))?;
     }
     obey(signals, controls, counters).map_err(|error| cannot("the server cannot receive signals", &error))?;
-    if let Some(null) = null {
-        daemon::silence(&null).map_err(|error| cannot("cannot let go of the standard streams", &error))?;
-    }
     link.say(&Word::Serving).map_err(unheard)?;
     // From here on the keeper looks how many threads answer.
     started.serve().map_err(Failure::from)
