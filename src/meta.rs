@@ -48,6 +48,15 @@ pub struct DeviceNumber {
     pub minor: u32,
 }
 
+/// Tells a file from others of its file system, also from one that has its number later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FileId {
+    /// The inode's number.
+    pub inode: u64,
+    /// When it was made, where the file system tells.
+    pub created: Timestamp,
+}
+
 /// What `statx` tells of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Meta {
@@ -107,6 +116,12 @@ impl Meta {
             volume: 0,
             bare: true,
         }
+    }
+
+    /// What tells this file from others.
+    #[must_use]
+    pub fn id(&self) -> FileId {
+        FileId { inode: self.inode, created: self.created }
     }
 
     /// Whether this is a directory.

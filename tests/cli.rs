@@ -10,6 +10,7 @@ mod support;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Permissions};
 use std::io::{Read, Seek};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixDatagram;
@@ -135,6 +136,11 @@ fn mounts_at(path: &Path) -> usize {
     mounts.lines().filter(|line| line.split(' ').nth(4).is_some_and(|point| Path::new(point).starts_with(path))).count()
 }
 
+/// Whether nobody answers for a mount any more. That it is a directory the kernel may still know.
+fn has_died(path: &Path) -> bool {
+    rustix::fs::statfs(path).err() == Some(rustix::io::Errno::NOTCONN)
+}
+
 fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !is_so() {
@@ -214,7 +220,14 @@ fn message(socket: &UnixDatagram) -> String {
 #[test]
 fn bad_input_is_refused_in_a_line() {
     let bench = Bench::new();
-    for dir in ["empty", "aufs/image/aufs/imagedb", "store/tmp"] {
+    for dir in [
+        "empty",
+        "windows/image/windowsfilter/imagedb",
+        "store/tmp",
+        "disk/var/lib/docker/image",
+        "torn/image/overlay2/imagedb",
+        "full/by-tag",
+    ] {
         fs::create_dir_all(bench.path(dir)).unwrap();
     }
     fs::write(bench.path("file"), "").unwrap();
@@ -222,6 +235,10 @@ fn bad_input_is_refused_in_a_line() {
     let store = "a Docker data root is wanted, such as /var/lib/docker, which holds image/overlay2";
     let itself = "reading it would wait for itself; mount elsewhere";
     let usage = "; try 'docker-fs --help'";
+    let occupied = "{d}/full is not empty; '-o nonempty' mounts over it";
+    let alone =
+        "is a Docker data root; as the only argument it is taken for the mount point: docker-fs SOURCE MOUNTPOINT";
+    let remount = "docker-fs cannot be remounted; unmount and mount";
     for (what, args, code, expected) in [
         ("no arguments", "", 2, format!("the mount point is missing{usage}")),
         ("three paths", "/a /b /c", 2, format!("more than a SOURCE and a MOUNTPOINT{usage}")),
@@ -250,12 +267,35 @@ fn bad_input_is_refused_in_a_line() {
         ("a file as the source", "{d}/file {d}/m", 3, "no container store: {d}/file is not a directory".to_owned()),
         (
             "an unsupported driver",
-            "{d}/aufs {d}/m",
+            "{d}/windows {d}/m",
             1,
-            "{d}/aufs: its graph driver aufs is not supported; supported: btrfs, zfs, overlay2, overlay, \
+            "{d}/windows: its graph driver windowsfilter is not supported; supported: btrfs, zfs, overlay2, overlay, \
              devicemapper, vfs"
                 .to_owned(),
         ),
+        (
+            "a disk whose store lies deeper",
+            "{d}/disk {d}/m",
+            3,
+            "no container store in {d}/disk; there is one in {d}/disk/var/lib/docker".to_owned(),
+        ),
+        (
+            "a store without its layers",
+            "{d}/torn {d}/m",
+            1,
+            "{d}/torn: image/overlay2 is there, but overlay2, which holds the layers, is missing".to_owned(),
+        ),
+        ("a directory that holds something", "{d}/store {d}/full", 1, occupied.to_owned()),
+        ("a mount point that is a store, and nothing else", "{d}/store", 1, format!("{{d}}/store {alone}")),
+        ("a store that is not read, and nothing else", "{d}/windows", 1, format!("{{d}}/windows {alone}")),
+        ("the same, though asked for", "{d}/store -o nonempty", 1, format!("{{d}}/store {alone}")),
+        (
+            "arguments that are reversed",
+            "{d}/store {d}/windows -o nonempty",
+            1,
+            "{d}/windows is a Docker data root; the mount point comes last: docker-fs SOURCE MOUNTPOINT".to_owned(),
+        ),
+        ("a second mount upon itself", "{d}/store {d}/m -o remount", 2, format!("{remount}{usage}")),
         ("a file to mount on", "{d}/store {d}/file", 1, "the mount point {d}/file is not a directory".to_owned()),
         (
             "a missing mount point",
@@ -379,7 +419,7 @@ fn who_may_not_read_is_told_so() {
         run(&mut command)
     };
     let shown = store.display();
-    assert_eq!(as_nobody(), failed(1, &format!("cannot find {shown}/image: Permission denied")));
+    assert_eq!(as_nobody(), failed(1, &format!("cannot read {shown}: Permission denied; run docker-fs as root")));
     for dir in ["", "image", "image/overlay2", "image/overlay2/layerdb"] {
         fs::set_permissions(store.join(dir), Permissions::from_mode(0o755)).unwrap();
     }
@@ -389,6 +429,53 @@ fn who_may_not_read_is_told_so() {
          (CAP_SYS_ADMIN), so deleted files would come back; run docker-fs as root"
     );
     assert_eq!(as_nobody(), failed(1, &message));
+}
+
+#[test]
+fn who_may_not_unmount_is_told_who_may() {
+    if !require_privileges("becoming another user") {
+        return;
+    }
+    let open = for_other_users();
+    let script = "&& ./docker-fs store m && { setpriv --reuid=65534 --regid=65534 --clear-groups ./docker-fs unmount m; \
+                  echo $?; ./docker-fs unmount m; }";
+    let script = format!("{FOR_OTHER_USERS} {script}");
+    let said = run(Command::new("unshare").args(["-m", "sh", "-c", &script]).current_dir(open.path()));
+    let line =
+        format!("docker-fs: {}/m was mounted by root; only root or that user may unmount it\n", open.path().display());
+    assert_eq!(said, Said { code: Some(0), stdout: "1\n".to_owned(), stderr: line });
+}
+
+#[test]
+fn a_directory_that_waits_for_a_mount_is_not_waited_for() {
+    if !require_privileges("mounting") {
+        return;
+    }
+    let bench = Bench::new();
+    // As systemd has it for x-systemd.automount, whose own requests are told by the group of processes.
+    let (_requests, pipe) = std::io::pipe().unwrap();
+    let group = rustix::process::getpgrp().as_raw_nonzero();
+    let options = format!("fd={},pgrp={group},minproto=5,maxproto=5,direct", pipe.as_raw_fd());
+    let options = std::ffi::CString::new(options).unwrap();
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("test", bench.mount_point(), "autofs", flags, options.as_c_str()).unwrap();
+    let mut command = Command::new("timeout");
+    command.args(["20", "setsid", "--wait", DOCKER_FS]).args([bench.store(), bench.mount_point()]);
+    assert_eq!(run(&mut command), done());
+    assert!(bench.mount_point().join("status").exists());
+    assert_eq!(docker_fs(bench.words("unmount {d}/m")), done());
+}
+
+#[test]
+fn a_filter_of_messages_that_means_nothing_is_named() {
+    let bench = Bench::new();
+    fs::create_dir(bench.path("empty")).unwrap();
+    let mut command = Command::new(DOCKER_FS);
+    command.args(bench.words("{d}/empty {d}/m")).env("DOCKER_FS_LOG", "debug,nonsense");
+    let said = run(&mut command);
+    let line = "docker-fs: warning: DOCKER_FS_LOG is not used: \"nonsense\" is no level and no module; wanted is \
+                something like 'debug' or 'docker_fs::mount=trace'\n";
+    assert!(said.stderr.starts_with(line), "{}", said.stderr);
 }
 
 /// A way to damage `bad:1`, and what `status` says of it: the object's path and the reason, with `{…}` for IDs.
@@ -429,6 +516,24 @@ const DAMAGE: &[Damage] = &[
         "the layer's directory is gone",
     ),
 ];
+
+#[test]
+fn what_is_in_the_mount_point_is_hidden_where_that_is_asked_for() {
+    if !require_privileges("mounting") {
+        return;
+    }
+    let bench = Bench::new();
+    fs::write(bench.mount_point().join("mine"), "").unwrap();
+    let hidden = Mounted::with(&bench.store(), &bench.mount_point(), &["-o", "nonempty"], 0);
+    assert!(hidden.path().join("status").exists() && !hidden.path().join("mine").exists());
+    // What a killed mount hid was no secret before it died.
+    kill(hidden.daemon().unwrap(), Signal::KILL);
+    wait_until("dying", || has_died(hidden.path()));
+    let said = docker_fs(bench.words("{d}/store {d}/m"));
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    assert_eq!(docker_fs(bench.words("unmount {d}/m")), done());
+    assert!(bench.mount_point().join("mine").exists());
+}
 
 #[test]
 fn one_damaged_image_does_not_hide_its_neighbour() {
@@ -486,8 +591,10 @@ fn a_killed_mount_is_replaced() {
         ("unmounting", "unmount {d}/m", ""),
     ] {
         let first = Mounted::new(&bench.store(), &bench.mount_point());
+        // From then on the kernel tells of the directory without asking.
+        assert!(first.path().join("status").exists() && first.path().exists());
         kill(first.daemon().unwrap(), Signal::KILL);
-        wait_until("dying", || fs::metadata(first.path()).is_err_and(|error| error.raw_os_error() == Some(107)));
+        wait_until("dying", || has_died(first.path()));
         let said = docker_fs(bench.words(args));
         assert_eq!(said, Said { stderr: bench.fill(message), ..done() }, "{what}");
         let left = usize::from(args.starts_with("{d}"));

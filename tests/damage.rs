@@ -755,3 +755,247 @@ fn a_layers_file_that_becomes_a_pipe_hangs_nobody() {
         assert_eq!(bench.mount.server(), Some(bench.pid));
     }
 }
+
+/// Three layers that each have `same` with other content, an image of them, and a container.
+struct Stacked {
+    dir: TempDir,
+    data: PathBuf,
+    layers: Vec<LayerRef>,
+    image: ImageId,
+}
+
+impl Stacked {
+    fn new() -> Self {
+        let dir = support::scratch("damage");
+        let mut store = StoreBuilder::new(dir.path().join("docker"));
+        let layers = store.chain(3);
+        for (number, layer) in layers.iter().enumerate() {
+            write(&layer.diff_dir().join("same"), &format!("from{number}"));
+            write(&layer.diff_dir().join(format!("etc/only-{number}")), &number.to_string());
+        }
+        let image = store.image(&layers);
+        store.tag("app:1", &image);
+        store.container("web", &image, layers.last());
+        let data = store.finish();
+        Self { dir, data, layers, image }
+    }
+
+    fn mount(&self, name: &str) -> Mounted {
+        Mounted::new(&self.data, &self.dir.path().join(name))
+    }
+
+    /// Whether a union shows what it should, all of it.
+    fn is_right(&self, mount: &Mounted) -> bool {
+        let union = mount.path().join("merged/app:1");
+        let same = fs::read_to_string(union.join("same"));
+        same.is_ok_and(|same| same == "from2")
+            && (0..3).all(|n| fs::read_to_string(union.join(format!("etc/only-{n}"))).is_ok())
+    }
+}
+
+fn names_in(dir: &Path) -> Result<BTreeSet<String>, i32> {
+    let entries = fs::read_dir(dir).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let entries = entries.map_err(|error| error.raw_os_error().unwrap())?;
+    Ok(entries.into_iter().map(|entry| entry.file_name().into_string().unwrap()).collect())
+}
+
+#[test]
+fn a_layer_whose_directory_is_another_for_a_moment_leaves_nothing_wrong() {
+    if !require_privileges("a mount") {
+        return;
+    }
+    let store = Stacked::new();
+    let mount = store.mount("mnt");
+    let (top, aside) = (&store.layers[2], store.dir.path().join("aside"));
+    for (round, place) in [top.diff_dir(), top.dir.clone()].iter().cycle().take(12).enumerate() {
+        fs::rename(place, &aside).unwrap();
+        fs::create_dir_all(top.diff_dir()).unwrap();
+        // For now that directory is the layer, once this is noticed.
+        for _ in 0..round * 20 {
+            let _read = store.is_right(&mount);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        fs::remove_dir_all(place).unwrap();
+        fs::rename(&aside, place).unwrap();
+        assert!(eventually(|| store.is_right(&mount)), "round {round}: it is not as before");
+        let by_chain = mount.path().join("by-chain").join(&top.chain_id);
+        assert!(eventually(|| fs::read_to_string(by_chain.join("same")).is_ok_and(|same| same == "from2")));
+    }
+}
+
+#[test]
+fn layers_that_change_places_are_mixed_in_no_union() {
+    if !require_privileges("a mount") {
+        return;
+    }
+    let store = Stacked::new();
+    let mount = store.mount("mnt");
+    assert!(store.is_right(&mount));
+    let held = File::open(mount.path().join("merged/app:1")).unwrap();
+    let [one, other] = [1, 2].map(|number: usize| store.layers[number].dir.clone());
+    rustix::fs::renameat_with(CWD, &one, CWD, &other, rustix::fs::RenameFlags::EXCHANGE).unwrap();
+    let expected = tree::snapshot(&store.mount("other").path().join("merged/app:1"), &options());
+    let shown = || tree::walk(&mount.path().join("merged/app:1"), &options());
+    assert!(eventually(|| {
+        let walk = shown();
+        walk.troubles.is_empty() && tree::diff(&expected, &walk.tree).is_empty()
+    }));
+    // Who was there before is told.
+    let old = rustix::fs::openat(&held, "same", rustix::fs::OFlags::RDONLY, Mode::empty()).map(File::from);
+    let old = old.map(|mut file| std::io::read_to_string(&mut file).map_err(|error| error.raw_os_error()));
+    assert!(old.as_ref().map_or(true, |read| read.as_ref().map_or(true, |same| same == "from2")), "{old:?}");
+}
+
+#[test]
+fn a_file_that_has_the_number_of_another_in_a_restored_layer_is_read_right() {
+    if !require_privileges("a mount") {
+        return;
+    }
+    let store = Stacked::new();
+    let diff = store.layers[2].diff_dir();
+    let time = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+    let write_at = |path: &Path, content: &str| {
+        fs::write(path, content).unwrap();
+        File::options().write(true).open(path).unwrap().set_times(FileTimes::new().set_modified(time)).unwrap();
+    };
+    write_at(&diff.join("a"), "AAAA");
+    write_at(&diff.join("b"), "BBBB");
+    let mount = store.mount("mnt");
+    let union = mount.path().join("merged/app:1");
+    let held = ["a", "b"].map(|name| File::open(union.join(name)).unwrap());
+    assert_eq!(["a", "b"].map(|name| fs::read_to_string(union.join(name)).unwrap()), ["AAAA", "BBBB"]);
+    let old = store.dir.path().join("old");
+    fs::rename(&diff, &old).unwrap();
+    fs::create_dir(&diff).unwrap();
+    // Each has the other's number now.
+    fs::rename(old.join("b"), diff.join("a")).unwrap();
+    fs::rename(old.join("a"), diff.join("b")).unwrap();
+    write_at(&diff.join("a"), "AAAA");
+    write_at(&diff.join("b"), "BBBB");
+    let read = |name: &str| fs::read_to_string(union.join(name));
+    assert!(eventually(|| {
+        let (a, b) = (read("a"), read("b"));
+        assert!(a.as_ref().map_or(true, |a| a == "AAAA") && b.as_ref().map_or(true, |b| b == "BBBB"), "{a:?} {b:?}");
+        a.is_ok() && b.is_ok()
+    }));
+    drop(held);
+}
+
+#[test]
+fn what_was_damaged_only_when_it_was_mounted_is_whole_soon() {
+    if !require_privileges("a mount") {
+        return;
+    }
+    let store = Stacked::new();
+    let aside = store.dir.path().join("aside");
+    for (number, is_gone_at_first) in [(0, true), (1, true), (2, true), (1, false)] {
+        let place = store.layers[number].dir.clone();
+        if is_gone_at_first {
+            fs::rename(&place, &aside).unwrap();
+            let mount = Mounted::with(&store.data, &store.dir.path().join("mnt"), &[], 4);
+            fs::rename(&aside, &place).unwrap();
+            assert!(eventually(|| store.is_right(&mount)), "layer {number} stays damaged");
+        } else {
+            let mount = store.mount("mnt");
+            fs::rename(&place, &aside).unwrap();
+            let damage = || fs::read_to_string(mount.path().join("status")).unwrap().contains("directory is gone");
+            assert!(eventually(damage), "layer {number} is not missed");
+            fs::rename(&aside, &place).unwrap();
+            assert!(eventually(|| store.is_right(&mount)), "layer {number} stays damaged");
+        }
+    }
+}
+
+#[test]
+fn more_and_more_damage_hides_no_other_change() {
+    if !require_privileges("a mount") {
+        return;
+    }
+    let dir = support::scratch("damage");
+    let mut store = StoreBuilder::new(dir.path().join("docker"));
+    let images: Vec<_> = (0..40)
+        .map(|number| {
+            let layer = store.layer(None);
+            let image = store.image(std::slice::from_ref(&layer));
+            store.tag(&format!("app:{number}"), &image);
+            (layer, image)
+        })
+        .collect();
+    let data = store.finish();
+    let mount = Mounted::new(&data, &dir.path().join("mnt"));
+    let references = data.join("image/overlay2/repositories.json");
+    let text = fs::read_to_string(&references).unwrap().replace("app:0\"", "app:new\"");
+    fs::write(dir.path().join("new"), text).unwrap();
+    fs::rename(dir.path().join("new"), &references).unwrap();
+    let mut damaged = images.iter().skip(1);
+    let mut next = Instant::now();
+    let is_seen = eventually(|| {
+        if Instant::now() >= next
+            && let Some((layer, _)) = damaged.next()
+        {
+            fs::rename(&layer.layerdb, dir.path().join(&layer.chain_id)).unwrap();
+            symlink("/etc", &layer.layerdb).unwrap();
+            next = Instant::now() + Duration::from_millis(500);
+        }
+        names_in(&mount.path().join("by-tag")).is_ok_and(|names| names.contains("app:new"))
+    });
+    assert!(is_seen && damaged.len() > 0, "the new tag is not seen");
+}
+
+#[test]
+fn a_folder_of_the_store_that_is_replaced_or_lost_is_no_empty_one() {
+    if !require_privileges("a mount") {
+        return;
+    }
+    for (lost, is_copied, folders) in [
+        (&["image/overlay2"][..], true, &["by-tag", "by-id", "by-chain", "merged", "by-container"][..]),
+        (&["overlay2"], true, &["by-tag", "merged"]),
+        (&["image/overlay2/imagedb/content", "image/overlay2/repositories.json"], false, &["by-id", "merged"]),
+        (&["image/overlay2/layerdb/sha256"], false, &["by-chain", "by-diff"]),
+    ] {
+        let store = Stacked::new();
+        let mount = store.mount("mnt");
+        let whole = folders.iter().map(|folder| names_in(&mount.path().join(folder)).unwrap()).collect::<Vec<_>>();
+        for (number, place) in lost.iter().enumerate() {
+            let (place, aside) = (store.data.join(place), store.dir.path().join(format!("aside-{number}")));
+            fs::rename(&place, &aside).unwrap();
+            if is_copied {
+                let copied = std::process::Command::new("cp").arg("-a").args([&aside, &place]).status();
+                assert!(copied.unwrap().success());
+                // The old one is gone, and what is held of it is empty.
+                fs::remove_dir_all(&aside).unwrap();
+            }
+        }
+        for (folder, whole) in folders.iter().zip(&whole) {
+            let is_told = eventually(|| match names_in(&mount.path().join(folder)) {
+                Err(errno) => errno == libc::EIO,
+                Ok(names) => {
+                    assert!(names.is_superset(whole), "{lost:?}: {folder} lists {names:?}");
+                    false
+                }
+            });
+            assert!(is_told, "{lost:?}: {folder} says nothing");
+        }
+        let status = fs::read_to_string(mount.path().join("status")).unwrap();
+        assert!(status.contains(store.data.join(lost[0]).to_str().unwrap()), "{lost:?}: {status}");
+    }
+}
+
+#[test]
+fn a_container_shows_its_sound_layers() {
+    if !require_privileges("a mount") {
+        return;
+    }
+    let store = Stacked::new();
+    fs::remove_dir_all(store.layers[1].diff_dir()).unwrap();
+    let mount = Mounted::with(&store.data, &store.dir.path().join("mnt"), &[], 4);
+    let layers = mount.path().join("by-container/web/layers");
+    let expected: BTreeSet<String> = ["0", "0.json", "1.json", "2", "2.json"].map(str::to_owned).into();
+    assert_eq!(names_in(&layers), Ok(expected));
+    assert_eq!(fs::read_to_string(layers.join("2/same")).unwrap(), "from2");
+    assert_eq!(names_in(&layers.join("1")), Err(libc::EIO));
+    // Without the image nobody knows what they are.
+    fs::remove_file(store.data.join("image/overlay2/imagedb/content/sha256").join(&store.image.0)).unwrap();
+    let mount = Mounted::with(&store.data, &store.dir.path().join("mnt-2"), &[], 4);
+    assert_eq!(names_in(&mount.path().join("by-container/web/layers")), Err(libc::EIO));
+}

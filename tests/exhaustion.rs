@@ -16,15 +16,19 @@ mod support;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs::{self, File};
+use std::mem::MaybeUninit;
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{CWD, FileType, Mode, XattrFlags};
+use rustix::fs::{CWD, FileType, Mode, RawDir, XattrFlags};
 use rustix::io::Errno;
-use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use rustix::mm::{MapFlags, ProtFlags, mmap};
+use rustix::mount::UnmountFlags;
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use serde_json::{Value, json};
 use support::eventually;
 use support::faulty::{Fault, Faulty};
@@ -316,6 +320,42 @@ fn all_is_served_with_few_descriptors() {
 }
 
 // ---- memory
+
+/// With too little memory for the threads that answer, the command says so; where it says that it is mounted, it is.
+#[test]
+fn a_mount_that_nobody_can_answer_for_is_no_success() {
+    if !require_privileges("a mount") {
+        return;
+    }
+    let dir = support::scratch("exhaustion");
+    let root = small_store(dir.path());
+    let (mut served, mut refused) = (0, BTreeSet::new());
+    // The threads reserve some 600 MiB, of which they use little.
+    for limit_mib in [20, 30, 40, 50, 60, 80, 100, 150, 200, 300, 500, 1_000, 2_000] {
+        let point = dir.path().join(format!("mnt-{limit_mib}"));
+        fs::create_dir(&point).unwrap();
+        let script = format!("ulimit -v {}; exec \"$0\" \"$@\"", limit_mib << 10);
+        let said = dir.path().join("said");
+        let (program, log) = (env!("CARGO_BIN_EXE_docker-fs"), File::create(&said).unwrap());
+        let mut shell = Command::new("sh");
+        let status = shell.arg("-c").arg(script).arg(program).arg(&root).arg(&point).stderr(log).status().unwrap();
+        let said = fs::read_to_string(&said).unwrap();
+        if status.success() {
+            let status = fs::read(point.join("status"));
+            rustix::mount::unmount(&point, UnmountFlags::DETACH).unwrap();
+            assert!(status.is_ok_and(|status| status.len() > 100), "{limit_mib} MiB");
+            served += 1;
+        } else {
+            assert_eq!(status.code(), Some(1), "{limit_mib} MiB: {said}");
+            assert!(said.contains("docker-fs: "), "{limit_mib} MiB: {said:?}");
+            assert_eq!(fs::read_dir(&point).unwrap().count(), 0, "{limit_mib} MiB: something stays mounted");
+            refused.extend(said.lines().map(str::to_owned));
+        }
+    }
+    eprintln!("{served} mounts are served; others: {refused:#?}");
+    let no_threads = "docker-fs: cannot answer the kernel's requests: Resource temporarily unavailable";
+    assert!(served > 0 && refused.contains(no_threads), "{served} {refused:?}");
+}
 
 fn peak_kib(pid: Pid) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap();
@@ -807,4 +847,92 @@ fn walks_on_other_disks_go_on() {
             checked.unwrap();
         });
     });
+}
+
+fn figure(mount: &Path, pointer: &str) -> u64 {
+    let status: Value = serde_json::from_slice(&fs::read(mount.join("status")).unwrap()).unwrap();
+    status["figures"].pointer(pointer).and_then(Value::as_u64).unwrap()
+}
+
+/// Memory that is a file's until it is written to, when the file is read.
+#[allow(unsafe_code)]
+fn memory_of(file: &File, bytes: usize) -> &'static mut [MaybeUninit<u8>] {
+    // SAFETY: nobody else has this mapping, and it stays for as long as the process.
+    unsafe {
+        let at = mmap(std::ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE, file, 0);
+        std::slice::from_raw_parts_mut(at.unwrap().cast(), bytes)
+    }
+}
+
+/// A mount whose log is kept, and that log.
+fn logged(source: &Path, dir: &Path) -> (Mounted, PathBuf) {
+    let log = dir.join("log");
+    (Mounted::with(source, &dir.join("mnt"), &["-v", "--log-file", log.to_str().unwrap()], 0), log)
+}
+
+/// The kernel forgets a name when nobody reads the folder. Who reads it into memory that a disk must give first keeps it
+/// waiting, and whoever tells it. The store is read again all the same, and what waits is told.
+#[test]
+fn who_reads_a_folder_for_ever_keeps_nobody_from_hearing_of_changes() {
+    if !require_privileges("a mount") {
+        return;
+    }
+    let dir = support::scratch("exhaustion");
+    let paper = dir.path().join("paper");
+    fs::create_dir(&paper).unwrap();
+    fs::write(paper.join("blank"), vec![0; 64 << 10]).unwrap();
+    let faulty = Faulty::new(&paper, &dir.path().join("faulty"), 4);
+    let (mount, log) = logged(&small_store(dir.path()), dir.path());
+    let log = || fs::read_to_string(&log).unwrap();
+    let figure = |pointer| figure(mount.path(), pointer);
+    let merged = mount.path().join("merged");
+    assert!(fs::symlink_metadata(merged.join("other:1")).is_ok());
+    let blank = memory_of(&File::open(faulty.path().join("blank")).unwrap(), 64 << 10);
+    faulty.set(Path::new("blank"), Fault::Hangs);
+    std::thread::scope(|scope| {
+        let folder = File::open(&merged).unwrap();
+        let reader = scope.spawn(move || RawDir::new(folder, blank).next().is_some_and(|entry| entry.is_ok()));
+        let checked = catch_unwind(AssertUnwindSafe(|| {
+            assert!(eventually(|| faulty.hanging() > 0), "nothing hangs");
+            let keeper = Pid::from_raw(mount.daemon().unwrap().cast_signed()).unwrap();
+            for round in 1..=2 {
+                kill_process(keeper, Signal::HUP).unwrap();
+                let read = || log().matches("the whole store was read again").count();
+                assert!(eventually(|| read() == round), "HUP is not obeyed: {}", log());
+                assert!(eventually(|| figure("/waits/names_seconds") > 0), "the kernel does not wait");
+            }
+            assert_eq!(figure("/waits/looking_seconds"), 0);
+            let warning = "docker-fs: warning: having the kernel forget names that changed has taken ";
+            assert!(eventually(|| log().contains(warning)), "{}", log());
+        }));
+        faulty.clear();
+        assert!(reader.join().unwrap());
+        checked.unwrap();
+    });
+    assert!(eventually(|| figure("/waits/names_seconds") == 0));
+    assert!(log().contains("docker-fs: info: having the kernel forget names that changed goes on, after "));
+    assert_eq!(log().matches("docker-fs: warning: ").count(), 1, "{}", log());
+}
+
+/// Who looks for changes waits for the store's disk as everyone does.
+#[test]
+fn that_changes_cannot_be_looked_for_is_told() {
+    if !require_privileges("a mount") {
+        return;
+    }
+    let Hanging { mount, faulty, slow, dir } = hanging();
+    drop(mount);
+    let (mount, log) = logged(faulty.path(), dir.path());
+    faulty.set(&slow.join("diff"), Fault::Hangs);
+    let checked = catch_unwind(AssertUnwindSafe(|| {
+        let keeper = Pid::from_raw(mount.daemon().unwrap().cast_signed()).unwrap();
+        kill_process(keeper, Signal::HUP).unwrap();
+        let warning = "docker-fs: warning: looking for changes in the store has taken ";
+        assert!(eventually(|| fs::read_to_string(&log).unwrap().contains(warning)));
+    }));
+    faulty.clear();
+    checked.unwrap();
+    assert!(eventually(|| figure(mount.path(), "/waits/looking_seconds") == 0));
+    let log = fs::read_to_string(&log).unwrap();
+    assert!(log.contains("docker-fs: info: looking for changes in the store goes on, after "), "{log}");
 }

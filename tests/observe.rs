@@ -18,11 +18,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
+use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -119,7 +120,7 @@ fn usr1_logs_the_counters_whatever_else_is_logged() {
         }
         let told = told.unwrap();
         let keys: Vec<&str> = told.keys().map(String::as_str).collect();
-        let all = ["errors", "inodes", "listings", "open files", "read", "read ahead", "requests", "store"];
+        let all = ["errors", "inodes", "listings", "open files", "read", "read ahead", "requests", "store", "waiting"];
         assert_eq!(keys, all);
         let requests: BTreeSet<&str> =
             told["requests"].split(", ").map(|item| item.split(' ').next().unwrap()).collect();
@@ -127,6 +128,50 @@ fn usr1_logs_the_counters_whatever_else_is_logged() {
         assert_eq!(told["errors"], "ENOTTY 1");
         assert_eq!(told["read"], format!("{MIB} bytes"));
     }
+}
+
+/// A FIFO is no file to wait for: neither for its reader to come, nor for one who reads no more.
+#[test]
+fn a_log_that_nobody_reads_is_waited_for_by_nobody() {
+    if !require_privileges("a mount") {
+        return;
+    }
+    let dir = support::scratch("observe");
+    let root = StoreBuilder::new(dir.path().join("docker")).finish();
+    let (fifo, point) = (dir.path().join("fifo"), dir.path().join("mnt"));
+    mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    let arguments = ["-v", "--log-file", fifo.to_str().unwrap()];
+    let refused = Mounted::with(&root, &point, &arguments, 1);
+    let why = "it is a FIFO that nobody reads";
+    assert_eq!(refused.stderr, format!("docker-fs: cannot open the log file {}: {why}\n", fifo.display()));
+    drop(refused);
+    let mut reader =
+        File::options().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(&fifo).unwrap();
+    let mount = Mounted::with(&root, &point, &arguments, 0);
+    let pid = Pid::from_raw(mount.daemon().unwrap().cast_signed()).unwrap();
+    // More than the pipe takes.
+    for _ in 0..2_000 {
+        kill_process(pid, Signal::USR1).unwrap();
+        assert!(fs::read(mount.path().join("status")).unwrap().len() > 100);
+    }
+    let mut start = vec![0; 4 << 10];
+    let filled = reader.read(&mut start).unwrap();
+    assert!(String::from_utf8_lossy(&start[..filled]).contains("docker-fs: info: mounted"));
+}
+
+#[test]
+fn a_socket_is_no_log() {
+    if !require_privileges("a mount") {
+        return;
+    }
+    let dir = support::scratch("observe");
+    let root = StoreBuilder::new(dir.path().join("docker")).finish();
+    let socket = dir.path().join("socket");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let arguments = ["--log-file", socket.to_str().unwrap()];
+    let refused = Mounted::with(&root, &dir.path().join("mnt"), &arguments, 1);
+    let said = format!("docker-fs: cannot open the log file {}: it is a socket\n", socket.display());
+    assert_eq!(refused.stderr, said);
 }
 
 // `status`.
@@ -222,6 +267,45 @@ fn files_that_the_kernel_reads_by_itself_are_counted() {
     bench.assert_soon("/open/passthrough", |count| count == 1);
     drop(open);
     bench.assert_soon("/open/passthrough", |count| count == 0);
+}
+
+/// Each release is answered by another thread than the opening, which may not have ended yet.
+#[test]
+fn no_count_of_files_that_the_kernel_reads_by_itself_is_left_behind() {
+    if !require_privileges("a mount") {
+        return;
+    }
+    const THREADS: usize = 6;
+    let bench = Bench::new(&["-o", "opens=passthrough"]);
+    let many = bench.layer.diff_dir().join("many");
+    fs::create_dir(&many).unwrap();
+    let names: Vec<String> = (0..600 * THREADS).map(|n| n.to_string()).collect();
+    for name in &names {
+        File::create(many.join(name)).unwrap().set_len(132 << 10).unwrap();
+    }
+    let many = bench.merged().join("many");
+    std::thread::scope(|scope| {
+        for names in names.chunks(names.len() / THREADS) {
+            scope.spawn(|| names.iter().for_each(|name| drop(File::open(many.join(name)).unwrap())));
+        }
+    });
+    bench.assert_soon("/open/passthrough", |count| count == 0);
+    bench.assert_soon("/open/handles", |handles| handles <= 1);
+    let held = File::open(bench.merged().join("big")).unwrap();
+    bench.assert_soon("/open/passthrough", |count| count == 1);
+    drop(held);
+}
+
+/// The end of a listing is asked for by who has had the rest.
+#[test]
+fn listings_of_folders_that_change_are_counted_when_they_are_found() {
+    if !require_privileges("a mount") {
+        return;
+    }
+    let bench = Bench::new(&[]);
+    let before = bench.figure("/listings/found");
+    assert_eq!(fs::read_dir(bench.mount.path().join("by-tag")).unwrap().count(), 1);
+    bench.assert_soon("/listings/found", |found| found > before);
 }
 
 #[test]
@@ -361,6 +445,8 @@ fn what_is_no_scrape_is_refused() {
         let answer = ask(address, request);
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{}: {answer}", request.escape_ascii());
     }
+    let head = ask(address, b"HEAD /metrics HTTP/1.1\r\n\r\n");
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n") && head.ends_with("\r\n\r\n"), "{head}");
     assert!(!scrape(address).is_empty());
     assert!(bench.merged().join("big").exists());
 }
@@ -383,6 +469,26 @@ fn silent_connections_keep_nobody() {
         // Closed without a word.
         let _ = stream.read_to_end(&mut answer);
         assert!(answer.is_empty(), "{}", answer.escape_ascii());
+    }
+}
+
+/// More connections than can wait to be taken, none of which ever asks, and as many again as soon as they are closed.
+#[test]
+fn however_many_connections_are_silent_another_one_is_answered() {
+    if !require_privileges("a mount") {
+        return;
+    }
+    let (_bench, address) = metrics_bench();
+    let half = || {
+        let mut stream = TcpStream::connect(address).unwrap();
+        // It may have been given up for another.
+        let _ = stream.write_all(b"GET /metr");
+        stream
+    };
+    for _ in 0..3 {
+        let silent: Vec<TcpStream> = (0..200).map(|_| half()).collect();
+        assert!(!scrape(address).is_empty());
+        drop(silent);
     }
 }
 

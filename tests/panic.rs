@@ -125,6 +125,7 @@ impl Store for OneImage {
             parent: None,
             cache_id: "only".parse().ok(),
             directory: None,
+            root: None,
             size_bytes: OnceLock::new(),
             damage: None,
             stamp: Stamp::default(),

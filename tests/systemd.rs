@@ -56,8 +56,7 @@ say 'a unit of another user' "$(unit -p User=65534)"
 say 'another user' "$(user cat /mnt/images/merged/app:1/etc/hello)"
 
 mkdir /etc/systemd/system/docker-fs.service.d
-printf '[Service]\nExecStart=\nExecStart=/usr/local/bin/docker-fs -f -o allow_other /mnt/images\n' \
-    >/etc/systemd/system/docker-fs.service.d/users.conf
+printf '[Service]\nEnvironment="OPTIONS=-o allow_other"\n' >/etc/systemd/system/docker-fs.service.d/users.conf
 systemctl daemon-reload
 systemctl restart docker-fs
 say 'restarted' "$(state)"
@@ -94,8 +93,64 @@ say 'stop, mounts' "$(mounts)"
 say 'stop, processes' "$(pgrep -c docker-fs)"
 say 'stop, left' "$(ls -A /mnt/images)"
 
+printf '[Service]\nEnvironment="OPTIONS=--metrics 127.0.0.1:9469"\n' >/etc/systemd/system/docker-fs.service.d/users.conf
+printf 'RestrictAddressFamilies=AF_INET\nIPAddressAllow=localhost\n' >>/etc/systemd/system/docker-fs.service.d/users.conf
+systemctl daemon-reload
+systemctl start docker-fs
+exec 3<>/dev/tcp/127.0.0.1/9469
+printf 'GET /metrics HTTP/1.0\r\n\r\n' >&3
+say 'metrics' "$(head -n 1 <&3 | tr -d '\r')"
+exec 3<&-
+systemctl stop docker-fs
+rm /etc/systemd/system/docker-fs.service.d/users.conf
+
+printf '[Service]\nRestart=no\n' >/etc/systemd/system/docker-fs.service.d/once.conf
+systemctl daemon-reload
+systemctl start docker-fs
+systemctl kill --signal=KILL --kill-who=main docker-fs
+ended() { [[ $(property ActiveState) == failed ]]; }
+soon ended
+say 'killed for good' "$(state)"
+say 'killed for good, mounts' "$(mounts)"
+
+docker-fs /mnt/images
+systemctl start docker-fs 2>/dev/null
+say 'beside another mount' $? "$(state)"
+say 'beside another mount, read' "$(hello)" "$(mounts)"
+
+mkdir /srv/store
+mount --bind /var/lib/docker /srv/store
+printf '[Unit]\nRequiresMountsFor=/srv/store\n[Service]\nEnvironment=SOURCE=/srv/store MOUNTPOINT=/srv/images\n' \
+    >/etc/systemd/system/docker-fs.service.d/elsewhere.conf
+systemctl daemon-reload
+systemctl start docker-fs
+say 'elsewhere' $? "$(state)" "$(property StatusText)"
+say 'elsewhere, read' "$(cat /srv/images/merged/app:1/etc/hello)"
+systemctl stop docker-fs
+say 'elsewhere, mounts' "$(grep -c ' /srv/images ' /proc/self/mountinfo) $(mounts)"
+docker-fs unmount /mnt/images
+umount /srv/store
+
+# Told by its unit and by mount(8): exit codes of a mount that is made all the same, and of one that is not.
+by_fstab() {
+    mkdir -p "$2"
+    echo "$1 $2 fuse.docker-fs noauto 0 0" >>/etc/fstab
+    systemctl daemon-reload
+    systemctl start "$(systemd-escape --path --suffix=mount "$2")" 2>/dev/null
+    echo $? "$(grep -c " $2 " /proc/self/mountinfo)"
+    journalctl --unit "$(systemd-escape --path --suffix=mount "$2")" --output cat | grep -o 'status=.*'
+}
+say 'fstab' $(by_fstab /var/lib/docker /srv/sound)
+cp -a /var/lib/docker /srv/damaged
+find /srv/damaged/image/overlay2/layerdb/sha256 -name cache-id -delete
+say 'fstab, damaged' $(by_fstab /srv/damaged /srv/torn)
+mkdir /srv/nothing
+say 'fstab, no store' $(by_fstab /srv/nothing /srv/none)
+umount /srv/sound /srv/torn
+
 rm -r /etc/systemd/system/docker-fs.service.d
 systemctl daemon-reload
+systemctl reset-failed docker-fs
 mv /var/lib/docker /var/lib/elsewhere
 mkdir /var/lib/docker
 systemctl start docker-fs 2>/dev/null
@@ -274,6 +329,17 @@ fn the_unit_is_started_seen_reloaded_killed_and_stopped() {
         ("stop, mounts", "0"),
         ("stop, processes", "0"),
         ("stop, left", ""),
+        ("metrics", "HTTP/1.1 200 OK"),
+        ("killed for good", "failed/failed/signal"),
+        ("killed for good, mounts", "0"),
+        ("beside another mount", "1 failed/failed/exit-code"),
+        ("beside another mount, read", "good 1"),
+        ("elsewhere", "0 active/running/success serving /srv/store on /srv/images"),
+        ("elsewhere, read", "good"),
+        ("elsewhere, mounts", "0 1"),
+        ("fstab", "0 1"),
+        ("fstab, damaged", "0 1 status=4/NOPERMISSION"),
+        ("fstab, no store", "1 0 status=3/NOTIMPLEMENTED"),
         ("no store", "1 failed/failed/exit-code"),
         ("no store, exit code", "3"),
         ("no store, restarts", "0"),

@@ -19,6 +19,8 @@ from .systems import DockerFs, FuseOverlayfs, KernelOverlay
 TOP = Path(__file__).resolve().parents[2]
 DOCUMENT = TOP / "docs/performance.md"
 PICTURE = TOP / "docs/performance.svg"
+# The figures of both, from which they can be made anew.
+FIGURES = TOP / "docs/performance.json"
 _MARKS = ("<!-- figures -->\n", "<!-- end of figures -->\n")
 # Programs, and the packages that have them.
 _PROGRAMS = {"debootstrap": "debootstrap", "fuse-overlayfs": "fuse-overlayfs", "cc": "gcc", "setcap": "libcap2-bin"}
@@ -57,9 +59,10 @@ def _options(description):
                              "OPTION=VALUE; several joined by + [default: default]")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures, after each row")
     parser.add_argument("--svg", metavar="FILE", type=Path, help="write the plot")
-    parser.add_argument("--docs", action="store_true", help="put tables and plot into docs/")
+    parser.add_argument("--docs", action="store_true", help="put tables, plot and figures into docs/")
     parser.add_argument("--from", metavar="FILE", type=Path, dest="source",
-                        help="measure nothing, take the figures of an earlier run's --json")
+                        help="measure nothing, take the figures of an earlier run's --json, such as "
+                             "docs/performance.json")
     parser.add_argument("--fixture", metavar="DIR", type=Path, default=cache / "docker-fs/bench",
                         help="where the images are, or are made [default: %(default)s]")
     parser.add_argument("--program", metavar="FILE", type=Path, help="measure this docker-fs instead of building it")
@@ -158,9 +161,13 @@ def _check_bytes(bench):
 
 def _save(options, results):
     if options.json:
-        partial = options.json.with_name(options.json.name + ".partial")
-        partial.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-        partial.rename(options.json)
+        _write_figures(options.json, results)
+
+
+def _write_figures(path, results):
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    partial.rename(path)
 
 
 def _write_docs(results):
@@ -170,6 +177,7 @@ def _write_docs(results):
     figures = f"![Time over kernel overlayfs, by operation]({PICTURE.name})\n\n{report.markdown(results)}"
     DOCUMENT.write_text(f"{before}{_MARKS[0]}\n{figures}\n{_MARKS[1]}{after}")
     PICTURE.write_text(plot.svg(results))
+    _write_figures(FIGURES, results)
 
 
 def _install_programs():

@@ -95,10 +95,21 @@ def _about(results):
         f"{where['date']}, docker-fs {where['commit']}, "
         f"Linux {where['kernel']}, {where['cpus']} CPUs ({where['cpu']}), "
         f"{where['memory_gib']} GiB, {where['file_system']}, fuse-overlayfs {where['fuse_overlayfs']}. "
-        f"{results['runs']} run{'s'[:results['runs'] - 1]}. "
+        f"{results['runs']} run{'s'[:results['runs'] - 1]}{_fewer_runs(results)}. "
         f"The image has {image['layers']} layers, {image['files']:,} files and "
         f"{image['directories']:,} directories, {image['bytes'] / 1e9:.1f} GB."
     )
+
+
+def _fewer_runs(results):
+    """Which systems were spared runs, and how many they had at least."""
+    least = {}
+    for row in results["rows"]:
+        for states in row["states"].values():
+            for name, figures in states.items():
+                least[name] = min(len(figures["samples_s"]), least.get(name, results["runs"]))
+    spared = [f"of {name} at least {count}" for name, count in least.items() if count < results["runs"]]
+    return f" ({', '.join(spared)})" if spared else ""
 
 
 def _table(header, rows):
@@ -121,8 +132,13 @@ def _state_table(results, state):
 
 def _ratio(figures, goal):
     text = ratio(figures["ratio"])
-    missed = goal is not None and figures["ratio"] > goal
-    return (f"**{text}**" if missed else text) + _spread(figures)
+    # What is shown is compared, so that no 0.90 misses 0.9.
+    missed = goal is not None and float(text) > goal
+    return _marked(text, missed) + _spread(figures)
+
+
+def _marked(text, missed):
+    return f"**{text}**" if missed else text
 
 
 def _daemon_table(results):
@@ -142,16 +158,21 @@ def _beside(results):
     for name, states in results["start"].items():
         for state, figures in states.items():
             goal = f"< {seconds(START_GOAL_S)}" if state == "warm" else ""
-            text = seconds(figures["median_s"]) + _spread(figures)
+            missed = state == "warm" and figures["median_s"] >= START_GOAL_S
+            text = _marked(seconds(figures["median_s"]), missed) + _spread(figures)
             rows.append([f"mount 2,000 images and list them, {state}, {name}", text, goal])
     for name, figures in results["memory"].items():
         entries = f"{figures['entries']:,} entries"
-        back = figures["forgotten_kib"] / figures["start_kib"] - 1
+        back = round(figures["forgotten_kib"] / figures["start_kib"] - 1, 2)
+        peak_mb, each_bytes = figures["peak_kib"] * 1024 / 1e6, round(figures["bytes_per_entry"])
         rows += [
             [f"memory at the start, {name}", megabytes(figures["start_kib"]), ""],
-            [f"… at most in a walk of {entries}", megabytes(figures["peak_kib"]), f"< {PEAK_GOAL_MB} MB"],
-            ["… after it, for each entry", f"{figures['bytes_per_entry']:.0f} bytes", f"≤ {BYTES_GOAL} bytes"],
-            ["… when the kernel has forgotten them", f"{megabytes(figures['forgotten_kib'])} ({back:+.0%})",
+            [f"… at most in a walk of {entries}", _marked(megabytes(figures["peak_kib"]), peak_mb >= PEAK_GOAL_MB),
+             f"< {PEAK_GOAL_MB} MB"],
+            ["… after it, for each entry", _marked(f"{each_bytes} bytes", each_bytes > BYTES_GOAL),
+             f"≤ {BYTES_GOAL} bytes"],
+            ["… when the kernel has forgotten them",
+             f"{_marked(megabytes(figures['forgotten_kib']), abs(back) > RETURN_GOAL)} ({back:+.0%})",
              f"± {RETURN_GOAL:.0%}"],
         ]
     return _table(["Beside the table", "figure", "goal"], rows)

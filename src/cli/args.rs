@@ -3,7 +3,7 @@
 //! The form is that of mount helpers, `SOURCE MOUNTPOINT -o …`, so that `mount -t fuse.docker-fs` works. Paths become
 //! absolute here, before the background process leaves the directory that it was started in.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -82,7 +82,7 @@ struct Typed {
     options: Vec<String>,
     #[arg(long, value_name = "KIND", help = "Take SOURCE for this kind of store instead of finding out: docker")]
     kind: Option<String>,
-    #[arg(short, long, action = ArgAction::Count, help = "Say more; -vv for failed requests, -vvv for every request")]
+    #[arg(short, long, action = ArgAction::Count, help = "Say more; -vv for requests that fail, absent names aside, -vvv for all")]
     verbose: u8,
     #[arg(short, long, conflicts_with = "verbose", help = "Say errors only")]
     quiet: bool,
@@ -116,7 +116,14 @@ enum TypedCommand {
 /// # Errors
 /// A usage error, in one line.
 pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Failure> {
-    let args: Vec<OsString> = args.into_iter().collect();
+    let mut args: Vec<OsString> = args.into_iter().collect();
+    // As other programs with commands have it. A directory of that name is ./help.
+    if let [_, first, ..] = args.as_slice()
+        && first == "help"
+    {
+        args.remove(1);
+        args.push("--help".into());
+    }
     // clap would spread the options of a long help over two lines each.
     let definition = match args.iter().any(|arg| arg == "--help") {
         true => Typed::command().about(help::LONG_ABOUT).after_help(help::LONG_AFTER),
@@ -148,7 +155,16 @@ fn mount(typed: Typed) -> Result<Mount, Failure> {
         return Err(Failure::usage(format!("unknown kind of store {kind:?}; known: {}", known.join(", "))));
     }
     options.log_file = typed.log_file.map(PathBuf::from).or(options.log_file).map(absolute).transpose()?;
-    let metrics = typed.metrics.as_deref().map(metrics::addresses).transpose().map_err(Failure::usage)?;
+    let metrics = typed
+        .metrics
+        .as_deref()
+        .or(options.metrics.as_deref())
+        .map(metrics::addresses)
+        .transpose()
+        .map_err(Failure::usage)?;
+    if let Some(first) = typed.paths.first() {
+        refuse_misspelt(first)?;
+    }
     let mut paths = typed.paths.iter().map(absolute);
     let (source, mount_point) = match (paths.next().transpose()?, paths.next().transpose()?) {
         (Some(source), Some(mount_point)) => (Some(source), mount_point),
@@ -169,6 +185,20 @@ fn mount(typed: Typed) -> Result<Mount, Failure> {
         },
         metrics: metrics.unwrap_or_default(),
     })
+}
+
+/// Refuses what is near a command and names nothing that is there.
+fn refuse_misspelt(word: &OsStr) -> Result<(), Failure> {
+    /// Edits by which a word may differ, a swap of neighbours being one.
+    const NEAR: usize = 2;
+    let text = word.to_string_lossy().to_lowercase();
+    let is_near = |command| strsim::osa_distance(&text, command) <= NEAR;
+    // "mount" is as near, and the opposite.
+    let is_meant = text.starts_with('u') && ["unmount", "umount"].into_iter().any(is_near);
+    match is_meant && Path::new(word).symlink_metadata().is_err() {
+        true => Err(Failure::usage(format!("no command and no directory is called {word:?}; did you mean unmount?"))),
+        false => Ok(()),
+    }
 }
 
 fn absolute(path: impl AsRef<Path>) -> Result<PathBuf, Failure> {
@@ -247,7 +277,9 @@ mod tests {
 
     #[test]
     fn an_option_of_its_own_counts_over_o() {
-        let both = mounts(&["--log-file", "/a", "/m", "-o", "log_file=/b,kind=docker"]);
+        let both = mounts(&["--log-file", "/a", "/m", "-o", "log_file=/b,kind=docker,metrics=127.0.0.1:1"]);
+        assert_eq!(both.metrics, ["127.0.0.1:1".parse().unwrap()]);
+        assert_eq!(mounts(&["/m", "--metrics=[::1]:2", "-ometrics=127.0.0.1:1"]).metrics, ["[::1]:2".parse().unwrap()]);
         assert_eq!(both.options.log_file, Some(PathBuf::from("/a")));
         assert_eq!(both.options.kind.as_deref(), Some("docker"));
     }
@@ -259,6 +291,18 @@ mod tests {
         let plain = Command::Unmount(Unmount { dir: PathBuf::from("/m"), how: How::Plain });
         assert_eq!(read(&["umount", "/m"]), Ok(plain));
         assert!(mounts(&["/s", "unmount"]).mount_point.ends_with("unmount"));
+    }
+
+    #[test]
+    fn help_is_a_command_too() {
+        let text = |words: &[&str]| match read(words) {
+            Ok(Command::Print(text)) => text,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(text(&["help"]), text(&["--help"]));
+        assert_eq!(text(&["help", "unmount"]), text(&["unmount", "--help"]));
+        assert!(mounts(&["./help"]).mount_point.ends_with("help"));
+        assert!(mounts(&["mount", "/m"]).source.unwrap().ends_with("mount"), "that is the opposite");
     }
 
     #[test]
@@ -276,6 +320,8 @@ mod tests {
                 "unknown kind of store \"podman\"; known: docker, containerd, containers-storage",
             ),
             (&["-q", "-v", "/m"], "the argument '--quiet' cannot be used with '--verbose...'"),
+            (&["unmout", "/m"], "no command and no directory is called \"unmout\"; did you mean unmount?"),
+            (&["Umuont", "/m"], "no command and no directory is called \"Umuont\"; did you mean unmount?"),
             (&["", "/m"], "a path is empty"),
             (&["/m", "--metrics", "9090"], "--metrics wants HOST:PORT, not \"9090\""),
             (

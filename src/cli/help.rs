@@ -22,7 +22,9 @@ The tree:
 
   An image's directory holds config.json, history, layers/N/ (0 is the base),
   layers/N.json, and merged. In layers/N/ a deletion is an empty file .wh.NAME.
-  Short IDs, names without a tag and names with docker.io/ in front work too.";
+
+  The same image, though only the first is listed: by-tag/ubuntu:latest, by-tag/ubuntu,
+  by-tag/docker.io/library/ubuntu, and in by-id the first 4 digits or more of its ID.";
 
 pub(super) const USAGE: &str = "\
 docker-fs [SOURCE] MOUNTPOINT [-f] [-o OPTION[,OPTION…]]…
@@ -32,12 +34,13 @@ pub(super) const OPTION: &str = "Mount options; --help lists them";
 
 pub(super) const AFTER: &str = "\
 SOURCE is a Docker data root; without it, the machine's own is taken.
-MOUNTPOINT is a directory. 'docker-fs --help' says more and has examples.";
+MOUNTPOINT is an empty directory. 'docker-fs --help' says more and has examples.";
 
 pub(super) const LONG_AFTER: &str = "\
 SOURCE is a Docker data root. Without it, the machine's own is taken: the data-root of
 daemon.json, /var/lib/docker, that of Docker's snap; for other users than root first those
-of a rootless Docker.
+of a rootless Docker. MOUNTPOINT is an empty directory, neither in the store nor around it
+(reading would never end); a single argument is always the MOUNTPOINT.
 
 Mount options (-o):
   allow_other         let other users in, with the permissions that the files have
@@ -46,7 +49,9 @@ Mount options (-o):
   jail=none           … has those of whoever mounts: to find out whether the jail is at fault
   kind=KIND           as --kind
   log_file=FILE       as --log-file
+  metrics=HOST:PORT   as --metrics
   noexec              let no program be started from the mount
+  nonempty            mount over a directory that holds something, which is hidden by it
   opens=once          the kernel opens files without asking: quickest for many small files [default]
   opens=passthrough   … asks, and reads large files by itself where it can
   opens=each          … asks for each opening and reading
@@ -57,8 +62,8 @@ Mount options (-o):
   xattrs=auto         find out which attributes overlay layers have their marks in [default]
   xattrs=trusted      … trusted.overlay.*: a Docker run by root
   xattrs=user         … user.overlay.*: a rootless Docker
-  The mount is always ro, nosuid and nodev. What mount(8) adds (rw, dev, noauto, x-…)
-  is accepted and means nothing.
+  Of an option that is said twice, the last counts. The mount is always ro, nosuid and nodev.
+  What mount(8) adds (rw, dev, noauto, x-…) is accepted and means nothing.
 
 Examples:
   # docker-fs /mnt/images
@@ -74,7 +79,7 @@ Examples:
   /mnt/images/by-tag/shop:2.1/layers/3/etc/.wh.secret.key
 
   From /etc/fstab:
-  /var/lib/docker  /mnt/images  fuse.docker-fs  nofail  0  0
+  /var/lib/docker /mnt/images fuse.docker-fs nofail,x-systemd.requires-mounts-for=/var/lib/docker
 
   # docker-fs unmount /mnt/images
 
@@ -83,7 +88,7 @@ Exit codes:
   1  failed
   2  wrong usage
   3  no container store found
-  4  mounted, but part of the store is damaged; MOUNTPOINT/status says what
+  4  mounted, but part of the store is damaged; MOUNTPOINT/status says what (with -f, 0)
 
 Environment:
   DOCKER_FS_LOG     which messages are shown, such as 'debug' or 'docker_fs::mount=trace';
@@ -94,10 +99,11 @@ Environment:
 
 --metrics tells Prometheus, at http://HOST:PORT/metrics, the figures that status shows.
 
-TERM and INT unmount and end it; if the mount is in use, it is detached, and its users have
-10 seconds. HUP has the store read again (but ends a mount in the foreground of a terminal),
-USR1 logs what it has done and what it holds. If the mount cannot be taken away, the exit code
-is 1. A mount point in the store, or around it, is refused: reading would never end.";
+Signals, as by 'pkill -USR1 -x docker-fs', which all mounts get, or 'systemctl kill':
+  TERM, INT  unmount and end it; a mount in use is detached, and its users have 10 seconds.
+             If it cannot be taken away, the exit code is 1
+  HUP        read the store again; in the foreground of a terminal, unmount as TERM does
+  USR1       log what it has done and what it holds, also with -q";
 
 pub(super) const UNMOUNT: &str = "Ends a mount of docker-fs";
 

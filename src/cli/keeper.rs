@@ -5,19 +5,29 @@
 //! strangers wrote: it opens a store's folders, where it lists names, and hands them over, but reads no file in them. It has
 //! one thread.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, getpid, kill_process, waitpid};
 
 use super::daemon::{Audience, how_it_ended};
 use super::link::{Link, Word};
 use super::signals::{self, End};
 use super::{Failure, words};
-use crate::mount::{self, Attached, How};
+use crate::mount::{self, Attached, How, Started};
 
 use super::mount::Plan;
+
+/// How often to look whether the server's threads run.
+const LOOK: Duration = Duration::from_millis(2);
+/// How long to look at most. Where they are not seen by then, it is the looking that fails: the server would have said so.
+const LOOKING_MAX: Duration = Duration::from_secs(10);
 
 /// The process that answers the kernel; it is ended with this value.
 #[derive(Debug)]
@@ -52,14 +62,12 @@ impl Server {
         if let Some(Word::Failed(why)) = self.link.last_word() {
             return Failure::failed(why);
         }
-        // How a process ends that is about to is settled before its descriptors are closed.
-        let _ = kill_process(self.pid, Signal::KILL);
-        self.wait(WaitOptions::empty());
+        self.end_it();
         let how = self.end.map(how_it_ended).unwrap_or_default();
         Failure::failed(format!("the server ended without a word{how}"))
     }
 
-    /// Has the server answer for the mount whose device this is, and waits until it does, or someone `gives_up`.
+    /// Has the server answer for the mount whose device this is, and waits until it is about to, or someone `gives_up`.
     fn hand_over(&mut self, device: OwnedFd, mut gives_up: impl FnMut() -> bool) -> Result<(), Failure> {
         self.link.give(&device).map_err(|error| match is_gone(&error) {
             true => self.silence(),
@@ -74,6 +82,31 @@ impl Server {
             }
         }
         self.want(|word| matches!(word, Word::Serving).then_some(()))
+    }
+
+    /// Waits until so many threads answer; tells whether they do, or the server ended first. It cannot say that they do: who
+    /// started them waits for their end. Signals that come meanwhile find a mount, and are left to who can obey them.
+    fn has_started(&mut self, threads: usize) -> Result<bool, Failure> {
+        let cannot = |error: io::Error| Failure::failed(format!("cannot wait for the server: {}", words(&error)));
+        let (begun, mut answering) = (Instant::now(), BTreeSet::new());
+        while let Some(waiting) = waiting(self.pid) {
+            answering.extend(waiting);
+            if answering.len() >= threads || begun.elapsed() > LOOKING_MAX {
+                break;
+            }
+            if self.link.has_word_within(LOOK).map_err(cannot)? {
+                self.end_it();
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Ends a server that has nothing more to say. How one ends that is about to is settled before its descriptors are
+    /// closed.
+    fn end_it(&mut self) {
+        let _ = kill_process(self.pid, Signal::KILL);
+        self.wait(WaitOptions::empty());
     }
 
     fn want<T>(&mut self, wanted: impl FnOnce(Word) -> Option<T>) -> Result<T, Failure> {
@@ -110,9 +143,10 @@ impl Server {
             }
             (_, end) => format!("the server ended{}", end.map(how_it_ended).unwrap_or_default()),
         };
+        let point = attached.mount_point().display();
         Err(Failure::failed(match attached.detach(How::Lazy) {
-            Ok(()) if has_spoken => why,
-            Ok(()) => format!("{why}, and the mount with it"),
+            Ok(()) if has_spoken => format!("{why}; nothing is mounted on {point} any more"),
+            Ok(()) => format!("{why}, and the mount on {point} with it"),
             Err(error) => format!("{why}; {}", not_detached(attached, &error)),
         }))
     }
@@ -130,6 +164,20 @@ impl Server {
             }
         }
     }
+}
+
+/// The threads of a server that wait for requests: a thread that is not asleep yet may still fail, for want of memory.
+/// `None` where `/proc` does not tell, because it is not there, or hides this process, or has the processes of another
+/// namespace.
+fn waiting(server: Pid) -> Option<Vec<OsString>> {
+    let own = fs::read_link("/proc/self").ok()?;
+    (own == Path::new(&getpid().to_string())).then_some(())?;
+    let threads = fs::read_dir(format!("/proc/{server}/task")).ok()?.flatten();
+    let is_waiting = |thread: &fs::DirEntry| {
+        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        stat.contains(&format!(" ({}", Started::THREADS)) && stat.contains(") S ")
+    };
+    Some(threads.filter(is_waiting).map(|thread| thread.file_name()).collect())
 }
 
 /// That a mount could not be detached, and what to do about it.
@@ -176,6 +224,10 @@ pub(super) fn keep(mut server: Server, plan: &Plan, audience: &mut Audience) -> 
         failure
     };
     server.hand_over(device, || held.is_over()).map_err(abandoned)?;
+    if !server.has_started(plan.mount.threads).map_err(abandoned)? {
+        // If it was unmounted already, all is well.
+        server.outcome(&attached)?;
+    }
     attached.read_in_large_pieces();
 
     let status = format!("{} on {}", plan.source.display(), plan.mount.mount_point.display());
@@ -192,6 +244,8 @@ pub(super) fn keep(mut server: Server, plan: &Plan, audience: &mut Audience) -> 
 #[cfg(test)]
 mod tests {
     use std::process::Command;
+
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
 
     use super::super::link::pair;
     use super::*;
@@ -254,6 +308,23 @@ mod tests {
         let failure = Failure::failed("ended by a signal before the server answered");
         assert_eq!(server.hand_over(device(), gives_up), Err(failure));
         drop(link);
+    }
+
+    #[test]
+    fn a_server_that_cannot_start_its_threads_is_told_of_though_it_said_that_it_serves() {
+        let (mut server, link) = server("exec sleep 1000");
+        link.say(&Word::Serving).unwrap();
+        link.say(&Word::Failed("no threads".to_owned())).unwrap();
+        assert_eq!(server.hand_over(device(), || false), Ok(()));
+        assert_eq!(server.has_started(1), Ok(false));
+        assert_eq!(server.link.last_word(), Some(Word::Failed("no threads".to_owned())));
+
+        // One that was ended by an unmount has served.
+        let (mut server, link) = self::server("exit 0");
+        waitid(WaitId::Pid(server.pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).unwrap();
+        drop(link);
+        assert_eq!(server.has_started(1), Ok(false));
+        assert_eq!(server.end.and_then(WaitStatus::exit_status), Some(0));
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub(super) struct Link(OwnedFd);
 pub(super) enum Word {
     /// The store was read, and there is nothing left that could be refused; with what the user should know all the same.
     Ready(Option<String>),
-    /// The tree can be read.
+    /// The threads that answer are being started, and all others run.
     Serving,
     /// It ends, and why.
     Failed(String),

@@ -1,12 +1,14 @@
 //! `--metrics HOST:PORT`: the mount's figures for Prometheus, in the OpenMetrics text format, on a loopback address.
 //!
-//! Who asks is answered by one thread, one after the other, and has little time and room; so nobody who asks, and no
-//! number of them, takes anything from the threads that serve the mount. The socket is bound before the process gives
-//! up its rights, and the thread is started after.
+//! Who asks is answered by one thread, and has little time and room; so nobody who asks, and no number of them, takes
+//! anything from the threads that serve the mount. The thread waits for whoever sends something next and for nobody in
+//! particular, and where there are too many, those who have taken longest to ask are given up. So nobody keeps it from
+//! answering others. The socket is bound before the process gives up its rights, and the thread is started after.
 //!
 //! Only loopback, since there is no password: what is told is numbers, no names of images and no paths, to every user
 //! of this machine.
 
+use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::thread;
@@ -17,6 +19,8 @@ use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use super::{Failure, words};
 use crate::mount::{Counters, Figures};
@@ -27,8 +31,10 @@ const PATH: &str = "/metrics";
 const HEAD_MAX: usize = 8 << 10;
 /// The most header lines of a request.
 const HEADERS_MAX: usize = 64;
-/// How long a request may take from its connection to the last byte of its head, and the answer as long.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a request may take from its connection to the last byte of its head.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How many may be asking at a time, each of whom takes a descriptor.
+const ASKING_MAX: usize = 16;
 /// How long to wait where no connection can be taken, for want of descriptors for example.
 const RESPITE: Duration = Duration::from_millis(200);
 /// What is said first in every name.
@@ -65,6 +71,7 @@ pub(super) fn bind(addresses: &[SocketAddr]) -> Result<Endpoint, Failure> {
     let shown = || addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let failed = |error: io::Error| Failure::failed(format!("cannot serve metrics on {}: {}", shown(), words(&error)));
     let listener = TcpListener::bind(addresses).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     log::info!("metrics on http://{address}{PATH}");
     Ok(Endpoint(listener))
@@ -80,32 +87,108 @@ impl Endpoint {
     }
 
     fn run(&self, counters: &Counters) {
+        let mut asking = VecDeque::new();
         loop {
-            let answered = match self.0.accept() {
-                Ok((stream, _)) => answer(&stream, || text(counters)),
-                Err(error) => {
-                    thread::sleep(RESPITE);
-                    Err(error)
-                }
-            };
-            if let Err(error) = answered {
+            if let Err(error) = self.turn(&mut asking, || text(counters)) {
                 log::debug!("metrics: {}", words(&error));
+                thread::sleep(RESPITE);
+            }
+        }
+    }
+
+    /// Waits until there is something to do, and does it for everyone.
+    fn turn(&self, asking: &mut VecDeque<Asking>, metrics: impl Fn() -> Option<String>) -> io::Result<()> {
+        wait(&self.0, asking)?;
+        asking.retain_mut(|one| one.goes_on(&metrics));
+        // At most as many in a turn as there is room for, so that each of them is looked at.
+        for _ in 0..ASKING_MAX {
+            let stream = match self.0.accept() {
+                Ok((stream, _)) => stream,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            };
+            let mut one = Asking::new(stream)?;
+            if one.goes_on(&metrics) {
+                asking.push_back(one);
+            }
+            if asking.len() > ASKING_MAX {
+                asking.pop_front();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Waits until someone connects, sends something, or has taken too long.
+fn wait(listener: &TcpListener, asking: &VecDeque<Asking>) -> io::Result<()> {
+    let left = asking.front().map(|oldest| PATIENCE.saturating_sub(oldest.since.elapsed()));
+    let left = left.and_then(|left| Timespec::try_from(left).ok());
+    let streams = asking.iter().map(|one| PollFd::new(&one.stream, PollFlags::IN));
+    let mut all: Vec<PollFd<'_>> = streams.chain([PollFd::new(listener, PollFlags::IN)]).collect();
+    match poll(&mut all, left.as_ref()) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Who has connected, and has not asked for anything yet.
+#[derive(Debug)]
+struct Asking {
+    stream: TcpStream,
+    head: Vec<u8>,
+    since: Instant,
+}
+
+impl Asking {
+    fn new(stream: TcpStream) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        Ok(Self { stream, head: Vec::new(), since: Instant::now() })
+    }
+
+    /// Reads what there is, and answers if that is a request; tells whether there is still something to wait for.
+    fn goes_on(&mut self, metrics: impl Fn() -> Option<String>) -> bool {
+        let done = match self.read() {
+            Ok(Some(asked)) => answer(&self.stream, asked, metrics),
+            Ok(None) if self.since.elapsed() < PATIENCE => return true,
+            Ok(None) => Err(io::ErrorKind::TimedOut.into()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = done {
+            log::debug!("metrics: {}", words(&error));
+        }
+        false
+    }
+
+    /// What is asked for; `None` where there is more to come.
+    fn read(&mut self) -> io::Result<Option<Asked>> {
+        let mut piece = [0; 1024];
+        loop {
+            let filled = match self.stream.read(&mut piece) {
+                Ok(0) => return Ok(Some(Asked::Nothing)),
+                Ok(filled) => filled,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) => return Err(error),
+            };
+            self.head.extend_from_slice(piece.get(..filled).unwrap_or_default());
+            if let Some(asked) = parse(&self.head) {
+                return Ok(Some(asked));
             }
         }
     }
 }
 
-/// Reads a request and answers it; the connection is good for one.
-fn answer(stream: &TcpStream, metrics: impl FnOnce() -> Option<String>) -> io::Result<()> {
+/// Answers a request; the connection is good for one.
+fn answer(mut stream: &TcpStream, asked: Asked, metrics: impl FnOnce() -> Option<String>) -> io::Result<()> {
     let plain = |status, text: String| (status, "text/plain; charset=utf-8", text);
-    let (status, kind, body) = match read_head(stream)? {
-        Asked::Metrics => match metrics() {
+    let (status, kind, body) = match asked {
+        Asked::Metrics | Asked::TheirHead => match metrics() {
             Some(text) => ("200 OK", "application/openmetrics-text; version=1.0.0; charset=utf-8", text),
             None => plain("500 Internal Server Error", "the figures cannot be written\n".to_owned()),
         },
         Asked::Nothing => return Ok(()),
         Asked::AnotherPath => plain("404 Not Found", format!("the figures are at {PATH}\n")),
-        Asked::AnotherMethod => plain("405 Method Not Allowed", "only GET is served\n".to_owned()),
+        Asked::AnotherMethod => plain("405 Method Not Allowed", "only GET and HEAD are served\n".to_owned()),
         Asked::TooMuch => plain("431 Request Header Fields Too Large", "the request is too long\n".to_owned()),
         Asked::NoHttp => plain("400 Bad Request", "this is no request of HTTP/1\n".to_owned()),
     };
@@ -113,9 +196,9 @@ fn answer(stream: &TcpStream, metrics: impl FnOnce() -> Option<String>) -> io::R
         "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
         body.len()
     );
+    let sent = if asked == Asked::TheirHead { String::new() } else { body };
     // The whole answer fits into the socket's own memory, so that this waits for nobody.
-    stream.set_write_timeout(Some(PATIENCE))?;
-    (&*stream).write_all(&[head.into_bytes(), body.into_bytes()].concat())?;
+    stream.write_all(&[head.into_bytes(), sent.into_bytes()].concat())?;
     stream.shutdown(std::net::Shutdown::Write)
 }
 
@@ -123,6 +206,8 @@ fn answer(stream: &TcpStream, metrics: impl FnOnce() -> Option<String>) -> io::R
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Asked {
     Metrics,
+    /// Their length and kind, as who looks whether anybody answers asks (RFC 9110, section 9.3.2).
+    TheirHead,
     AnotherPath,
     AnotherMethod,
     /// More than a request may have.
@@ -130,29 +215,6 @@ enum Asked {
     NoHttp,
     /// The connection ended before the request did.
     Nothing,
-}
-
-fn read_head(mut stream: &TcpStream) -> io::Result<Asked> {
-    let begun = Instant::now();
-    let mut head = Vec::new();
-    let mut piece = [0; 1024];
-    loop {
-        let left = PATIENCE.saturating_sub(begun.elapsed());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        stream.set_read_timeout(Some(left))?;
-        let filled = match stream.read(&mut piece) {
-            Ok(0) => return Ok(Asked::Nothing),
-            Ok(filled) => filled,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
-        };
-        head.extend_from_slice(piece.get(..filled).unwrap_or_default());
-        if let Some(asked) = parse(&head) {
-            return Ok(asked);
-        }
-    }
 }
 
 /// What the head of a request asks for; `None` where there must be more of it.
@@ -164,10 +226,14 @@ fn parse(head: &[u8]) -> Option<Asked> {
         Err(_) => Asked::NoHttp,
         Ok(httparse::Status::Partial) if head.len() > HEAD_MAX => Asked::TooMuch,
         Ok(httparse::Status::Partial) => return None,
-        Ok(httparse::Status::Complete(_)) if request.method != Some("GET") => Asked::AnotherMethod,
         Ok(httparse::Status::Complete(_)) => {
             let path = request.path.unwrap_or_default();
-            if path.split('?').next() == Some(PATH) { Asked::Metrics } else { Asked::AnotherPath }
+            match (request.method, path.split('?').next() == Some(PATH)) {
+                (Some("GET"), true) => Asked::Metrics,
+                (Some("HEAD"), true) => Asked::TheirHead,
+                (Some("GET"), false) => Asked::AnotherPath,
+                _ => Asked::AnotherMethod,
+            }
         }
     };
     Some(asked)
@@ -202,7 +268,7 @@ impl Collector for Snapshot {
             ("ahead_directories_used", "Those that were asked for later", figures.read_ahead.directories_used),
             ("ahead_files", "Files put into the page cache ahead of a walk", figures.read_ahead.files),
             ("ahead_file_bytes", "Their bytes", figures.read_ahead.file_bytes),
-            ("store_rescans", "How often the store was read again", figures.store_rescans),
+            ("store_rescans", "How often the store was read again, changed or not", figures.store_rescans),
         ] {
             to.encode_descriptor(name, help, None, MetricType::Counter)?
                 .encode_counter::<NoLabelSet, _, u64>(&value, None)?;
@@ -217,6 +283,14 @@ impl Collector for Snapshot {
             ("open_passthrough", "Files that the kernel reads by itself", figures.open.passthrough),
         ] {
             to.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)?;
+        }
+        for (name, help, seconds) in [
+            ("wait_looking_seconds", "Time waited to look for changes in the store", figures.waits.looking_seconds),
+            ("wait_names_seconds", "Time waited for the kernel to forget names", figures.waits.names_seconds),
+            ("wait_pages_seconds", "Time waited for the kernel to forget pages", figures.waits.pages_seconds),
+        ] {
+            let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
+            to.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&seconds)?;
         }
         Ok(())
     }
@@ -277,6 +351,7 @@ mod tests {
             ("GET /metrics?format=text HTTP/1.1\r\n\r\n", Some(Asked::Metrics)),
             ("GET /metrics/x HTTP/1.1\r\n\r\n", Some(Asked::AnotherPath)),
             ("GET / HTTP/1.1\r\n\r\n", Some(Asked::AnotherPath)),
+            ("HEAD /metrics HTTP/1.1\r\n\r\n", Some(Asked::TheirHead)),
             ("POST /metrics HTTP/1.1\r\n\r\n", Some(Asked::AnotherMethod)),
             ("\x16\x03\x01", Some(Asked::NoHttp)),
             ("GET /metrics\r\n\r\n", Some(Asked::NoHttp)),

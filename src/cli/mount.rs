@@ -16,6 +16,7 @@ use rustix::process::{Resource, getpid, getrlimit, setrlimit};
 use super::args::{Mount, Place};
 use super::daemon::{self, Audience};
 use super::keeper::{self, Server};
+use super::mountpoint::Named;
 use super::options::Jail;
 use super::source::Surroundings;
 use super::unmount::{canonical, mounts};
@@ -82,14 +83,24 @@ fn serve(request: &Mount, inherited: Vec<OwnedFd>, audience: &mut Audience) -> R
     sys::use_one_heap();
     raise_descriptor_limit();
     let options = &request.options;
-    let mount_point = mountpoint::prepare(&request.mount_point)?;
+    let point = mountpoint::prepare(&request.mount_point)?;
+    let named = if request.source.is_some() { Named::Last } else { Named::Alone };
+    if named == Named::Alone {
+        point.refuse_store(named)?;
+    }
     let store_options = store::Options { kind: options.kind.clone(), prefix: options.prefix };
     let (source, store) = source::open(request.source.as_deref(), Surroundings::of_process, &store_options)?;
-    refuse_overlap(&source, &mount_point)?;
+    refuse_overlap(&source, &point.path)?;
+    if named == Named::Last {
+        point.refuse_store(named)?;
+    }
+    if !options.nonempty {
+        point.refuse_content()?;
+    }
     drop(inherited);
     mountpoint::check_fuse()?;
 
-    let plan = plan(request, source, mount_point);
+    let plan = plan(request, source, point.path);
     let impossible =
         |error: std::io::Error| Failure::failed(format!("cannot start a process that serves: {}", words(&error)));
     let (keepers, servers) = link::pair().map_err(impossible)?;

@@ -1,5 +1,8 @@
 //! The directory that is mounted on: whether it can be, and what is in the way.
 //!
+//! What is in a directory is out of sight as long as something is mounted on it. So it has to be empty, unless it is said
+//! that it need not be, and it is never a store: that was meant as the source.
+//!
 //! A mount of ours whose process was killed blocks its directory ("Transport endpoint is not connected") until someone
 //! detaches it; that is done here, but only where the kernel's list of mounts says that it is one of ours. Whether the
 //! mount point and the source overlap is for `overlap` to say.
@@ -10,35 +13,120 @@ use std::path::{Path, PathBuf};
 
 use super::unmount::{canonical, is_dead, mounts};
 use super::{Failure, words};
+use crate::error::Error;
 use crate::mount::{DEVICE, FUSERMOUNT, How, Mount, unmount};
+use crate::store::{self, Options};
 
 /// Dead mounts upon each other that are detached before giving up.
 const DEAD_MAX: usize = 16;
 
-/// Returns the directory's path without symbolic links, with a dead mount on it detached.
+/// A directory that can be mounted on.
+#[derive(Debug)]
+pub(super) struct Point {
+    /// Without symbolic links.
+    pub(super) path: PathBuf,
+    state: State,
+}
+
+/// What was found at a mount point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Directory,
+    /// A directory that a dead mount of ours lay on, so that what is in it was out of sight already.
+    Recovered,
+    /// It waits for a mount, and whoever looks into it waits too.
+    Automount,
+}
+
+/// How the mount point was named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Named {
+    /// A source was named too.
+    Last,
+    /// It was the only argument.
+    Alone,
+}
+
+/// Finds the directory, and detaches a dead mount from it.
 ///
 /// # Errors
 /// Where nothing can be mounted there, with what to do about it.
-pub(super) fn prepare(path: &Path) -> Result<PathBuf, Failure> {
+pub(super) fn prepare(path: &Path) -> Result<Point, Failure> {
     let point = canonical(path).map_err(|error| unusable(path, &error))?;
+    let mut state = State::Directory;
     for _ in 0..DEAD_MAX {
-        let is_ours = mounts()?.at(&point).is_some_and(Mount::is_ours);
-        match std::fs::metadata(&point) {
-            Err(error) if is_dead(&error) && is_ours => detach_dead(&point)?,
-            _ if is_ours => {
+        let mounts = mounts()?;
+        let mount = mounts.at(&point);
+        if mount.is_some_and(Mount::is_automount) {
+            return Ok(Point { path: point, state: State::Automount });
+        }
+        if mount.is_some_and(Mount::is_ours) {
+            if !has_died(&point) {
                 let shown = point.display();
                 return Err(Failure::failed(format!(
                     "{shown} is a mount of docker-fs already; 'docker-fs unmount {shown}' ends it"
                 )));
             }
+            detach_dead(&point)?;
+            state = State::Recovered;
+            continue;
+        }
+        match std::fs::metadata(&point) {
             Err(error) => return Err(unusable(path, &error)),
             Ok(meta) if !meta.is_dir() => {
                 return Err(Failure::failed(format!("the mount point {} is not a directory", path.display())));
             }
-            Ok(_) => return Ok(point),
+            Ok(_) => return Ok(Point { path: point, state }),
         }
     }
     Err(Failure::failed(format!("more than {DEAD_MAX} dead mounts lie upon each other at {}", point.display())))
+}
+
+impl Point {
+    /// Makes sure that the mount point is no store.
+    ///
+    /// # Errors
+    /// That it is, and what was probably meant.
+    pub(super) fn refuse_store(&self, named: Named) -> Result<(), Failure> {
+        if self.state == State::Automount {
+            return Ok(());
+        }
+        let what = match store::open(&self.path, &Options::default()) {
+            Ok(store) if store.kind() != "docker" => "a container store",
+            Ok(_) | Err(Error::Unsupported { .. } | Error::Damaged { .. }) => "a Docker data root",
+            // None, or one that this user may not even look at.
+            Err(_) => return Ok(()),
+        };
+        let advice = match named {
+            Named::Alone => "as the only argument it is taken for the mount point",
+            Named::Last => "the mount point comes last",
+        };
+        Err(Failure::failed(format!("{} is {what}; {advice}: docker-fs SOURCE MOUNTPOINT", self.path.display())))
+    }
+
+    /// Makes sure that the mount would hide nothing.
+    ///
+    /// # Errors
+    /// That it would, or that it cannot be told.
+    pub(super) fn refuse_content(&self) -> Result<(), Failure> {
+        if self.state != State::Directory {
+            return Ok(());
+        }
+        let shown = self.path.display();
+        match std::fs::read_dir(&self.path).map(|mut names| names.next().is_none()) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Failure::failed(format!("{shown} is not empty; '-o nonempty' mounts over it"))),
+            Err(error) => Err(Failure::failed(format!(
+                "cannot tell whether {shown} is empty: {}; '-o nonempty' mounts over it",
+                words(&error)
+            ))),
+        }
+    }
+}
+
+/// Whether nobody answers for a mount any more. What kind of file it is the kernel may still know.
+fn has_died(point: &Path) -> bool {
+    rustix::fs::statfs(point).is_err_and(|errno| is_dead(&errno.into()))
 }
 
 fn detach_dead(point: &Path) -> Result<(), Failure> {

@@ -30,7 +30,6 @@ const MEANINGLESS: &[&str] = &[
     "nodev",
     "nodiratime",
     "nofail",
-    "nonempty",
     "norelatime",
     "nostrictatime",
     "nosuid",
@@ -64,12 +63,16 @@ pub(super) struct Options {
     pub(super) prefix: Option<Prefix>,
     pub(super) allow_other: bool,
     pub(super) noexec: bool,
+    /// Mount also over a directory that holds something, and hide it.
+    pub(super) nonempty: bool,
     /// `None`: as serves most.
     pub(super) opens: Option<Opens>,
     pub(super) fs_name: Option<String>,
     pub(super) threads: Option<usize>,
     pub(super) kind: Option<String>,
     pub(super) log_file: Option<PathBuf>,
+    /// As `--metrics`.
+    pub(super) metrics: Option<String>,
     pub(super) jail: Jail,
 }
 
@@ -106,6 +109,10 @@ impl Options {
                 no_value(name, value)?;
                 self.noexec = name == "noexec";
             }
+            "nonempty" => {
+                no_value(name, value)?;
+                self.nonempty = true;
+            }
             "opens" => {
                 let ways = [("once", Opens::Once), ("passthrough", Opens::Passthrough), ("each", Opens::Each)];
                 self.opens = Some(choice(name, value, &ways)?);
@@ -114,7 +121,9 @@ impl Options {
             "threads" => self.threads = Some(threads(name, value)?),
             "kind" => self.kind = Some(wanted(name, value)?.to_owned()),
             "log_file" => self.log_file = Some(PathBuf::from(wanted(name, value)?)),
+            "metrics" => self.metrics = Some(wanted(name, value)?.to_owned()),
             "jail" => self.jail = choice(name, value, &[("full", Jail::Full), ("none", Jail::None)])?,
+            "remount" => return Err("docker-fs cannot be remounted; unmount and mount".to_owned()),
             "comment" | "subtype" => {}
             _ if name.starts_with("x-") || name.starts_with("X-") => {}
             _ if MEANINGLESS.contains(&name) => no_value(name, value)?,
@@ -193,7 +202,7 @@ mod tests {
 
     #[test]
     fn every_option_is_read() {
-        let all = r"whiteouts=stored,xattrs=user,allow_other,noexec,opens=each,fsname=a\,b,threads=3,kind=docker,log_file=/l,jail=none";
+        let all = r"whiteouts=stored,xattrs=user,allow_other,noexec,nonempty,opens=once,opens=each,fsname=a\,b,threads=3,kind=docker,log_file=/l,jail=none,metrics=h:1";
         assert_eq!(
             read(all),
             Ok(Options {
@@ -201,11 +210,13 @@ mod tests {
                 prefix: Some(Prefix::User),
                 allow_other: true,
                 noexec: true,
+                nonempty: true,
                 opens: Some(Opens::Each),
                 fs_name: Some("a,b".to_owned()),
                 threads: Some(3),
                 kind: Some("docker".to_owned()),
                 log_file: Some(PathBuf::from("/l")),
+                metrics: Some("h:1".to_owned()),
                 jail: Jail::None,
             })
         );
@@ -224,6 +235,9 @@ mod tests {
         for (list, message) in [
             ("ro,wrong", "unknown option -o wrong"),
             ("wrong=1", "unknown option -o wrong"),
+            ("ro,remount", "docker-fs cannot be remounted; unmount and mount"),
+            ("nonempty=1", "the option -o nonempty takes no value, but it has \"1\""),
+            ("metrics", "the option -o metrics wants a value: metrics=…"),
             ("ro=1", "the option -o ro takes no value, but it has \"1\""),
             ("allow_other=yes", "the option -o allow_other takes no value, but it has \"yes\""),
             ("whiteouts=aufs", "the option -o whiteouts is one of oci, stored, not \"aufs\""),

@@ -61,18 +61,18 @@ fn serve(store: Box<dyn Store>, plan: &Plan, link: &Link, keeper: Option<Pid>) -
         return Ok(());
     };
     let connection = mount::connect(view, &plan.mount, device)?;
-    if let Some(endpoint) = metrics
-        && let Err(error) = endpoint.serve(connection.counters())
-    {
-        log::warn!("no metrics are served: {}", words(&error));
-    }
-    obey(signals, connection.controls(), connection.counters())
-        .map_err(|error| cannot("the server cannot receive signals", &error))?;
+    let (controls, counters) = (connection.controls(), connection.counters());
     if let Some(null) = null {
         daemon::silence(&null).map_err(|error| cannot("cannot let go of the standard streams", &error))?;
     }
+    let started = connection.start()?;
+    if let Some(endpoint) = metrics {
+        endpoint.serve(counters.clone()).map_err(|error| cannot("cannot serve metrics", &error))?;
+    }
+    obey(signals, controls, counters).map_err(|error| cannot("the server cannot receive signals", &error))?;
     link.say(&Word::Serving).map_err(unheard)?;
-    connection.serve().map_err(Failure::from)
+    // From here on the keeper looks how many threads answer.
+    started.serve().map_err(Failure::from)
 }
 
 /// Has the kernel end this process with the keeper, whatever ends that.
@@ -147,7 +147,8 @@ fn trouble(damage: &[Damage], mount_point: &Path) -> Option<String> {
         count => format!("{count} objects of the store are damaged"),
     };
     let status = mount_point.join("status");
-    Some(format!("mounted, but {objects}: {}: {}; see {}", first.what, first.why, status.display()))
+    let which = if damage.len() == 1 { "" } else { ", the first" };
+    Some(format!("mounted, but {objects}{which}: {}: {}; see {}", first.what, first.why, status.display()))
 }
 
 #[cfg(test)]
@@ -172,7 +173,7 @@ mod tests {
         );
         assert_eq!(
             line(&[damage("/s/a"), damage("/s/b")]).as_deref(),
-            Some("mounted, but 2 objects of the store are damaged: /s/a: missing; see /m/status")
+            Some("mounted, but 2 objects of the store are damaged, the first: /s/a: missing; see /m/status")
         );
     }
 }

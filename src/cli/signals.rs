@@ -10,6 +10,7 @@
 //! In the foreground of a terminal HUP is that the terminal was closed, which ends the mount, unless it was ignored from
 //! the start (nohup). A keeper that dies of a signal would leave a dead mount, so none of these may kill it.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::time::{Duration, Instant};
@@ -36,6 +37,8 @@ pub(super) const POLL: Duration = Duration::from_millis(20);
 pub(super) struct Held {
     signals: Signals,
     hang_up_ends: bool,
+    /// Those that came before anyone watched, and are for the server.
+    postponed: BTreeSet<i32>,
 }
 
 /// How a mount ended.
@@ -65,7 +68,7 @@ pub(super) fn hold(place: Place) -> io::Result<Held> {
         Place::Background => false,
         Place::Foreground => has_terminal() && !hang_up_is_ignored(),
     };
-    Ok(Held { signals: Signals::new(HEEDED)?, hang_up_ends })
+    Ok(Held { signals: Signals::new(HEEDED)?, hang_up_ends, postponed: BTreeSet::new() })
 }
 
 /// Whether this process has a terminal that could be closed.
@@ -96,10 +99,19 @@ fn detach(attached: &Attached) -> io::Result<()> {
 }
 
 impl Held {
-    /// Whether a signal came that ends the mount; others that came are forgotten, as there is nothing yet to be read again.
+    /// Whether a signal came that ends the mount; others that came are passed on by [`Held::watch`].
     pub(super) fn is_over(&mut self) -> bool {
-        let hang_up_ends = self.hang_up_ends;
-        self.signals.pending().any(|signal| matches!(signal, SIGINT | SIGTERM) || signal == SIGHUP && hang_up_ends)
+        let mut is_over = false;
+        for signal in self.signals.pending() {
+            match signal {
+                SIGHUP if !self.hang_up_ends => drop(self.postponed.insert(signal)),
+                SIGUSR1 => drop(self.postponed.insert(signal)),
+                // Whether the server has ended is looked at before it is waited for.
+                SIGCHLD => {}
+                _ => is_over = true,
+            }
+        }
+        is_over
     }
 
     /// Waits for the end of the mount, or ends it at a signal.
@@ -107,6 +119,9 @@ impl Held {
     /// # Errors
     /// Where the server failed, or the mount stays behind.
     pub(super) fn watch(mut self, server: &mut Server, attached: &Attached) -> Result<End, Failure> {
+        for signal in std::mem::take(&mut self.postponed) {
+            server.signal(if signal == SIGHUP { Signal::HUP } else { Signal::USR1 });
+        }
         // That it ends after this look is a signal that is not waited for.
         while !server.has_ended() {
             let mut is_over = false;

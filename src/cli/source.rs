@@ -18,8 +18,12 @@ use serde::Deserialize;
 
 use super::{Failure, words};
 use crate::error::Error;
+use crate::name::TreePath;
+use crate::root::Root;
 use crate::store::{self, Store};
 
+/// Where engines of the whole machine keep their data, from its root directory.
+const SYSTEM: &str = "var/lib/docker";
 /// The largest daemon.json that is read, in bytes.
 const CONFIG_MAX: u64 = 1 << 20;
 
@@ -69,7 +73,7 @@ impl Surroundings {
             places.extend(data.flat_map(|data| [data.join("docker"), data.join("containers/storage")]));
         }
         places.extend(configured(&self.root.join("etc/docker/daemon.json")));
-        places.push(self.root.join("var/lib/docker"));
+        places.push(self.root.join(SYSTEM));
         places.push(self.root.join("var/snap/docker/common/var-lib-docker"));
         places.push(self.root.join("var/lib/containerd"));
         places.push(self.root.join("var/lib/containers/storage"));
@@ -80,6 +84,13 @@ impl Surroundings {
             }
         }
         unique
+    }
+
+    /// The directory of a containerd that holds images, which are Docker's where it has no store of its own.
+    fn containerd(&self) -> Option<PathBuf> {
+        let place = self.root.join("var/lib/containerd");
+        // Made with the first image.
+        place.join("io.containerd.content.v1.content/blobs").is_dir().then_some(place)
     }
 }
 
@@ -142,17 +153,36 @@ fn named(source: &Path, options: &store::Options) -> Result<Box<dyn Store>, Fail
     store::open(source, options).map_err(|error| {
         let shown = source.display();
         match error {
-            Error::NotFound { .. } => Failure::no_store(format!(
-                "no container store in {shown}; a Docker data root is wanted, such as /var/lib/docker, which holds \
-                 image/overlay2, containerd's root, such as /var/lib/containerd, where Docker 29 has its images, or \
-                 podman's, such as /var/lib/containers/storage"
-            )),
+            Error::NotFound { .. } => Failure::no_store(match within(source) {
+                Some(other) => format!("no container store in {shown}; there is one in {}", other.display()),
+                None => format!(
+                    "no container store in {shown}; a Docker data root is wanted, such as /var/lib/docker, which holds \
+                     image/overlay2, containerd's root, such as /var/lib/containerd, where Docker 29 has its images, or \
+                     podman's, such as /var/lib/containers/storage"
+                ),
+            }),
+            Error::Io { source: ref why, .. } if is_denied(&error) && !rustix::process::geteuid().is_root() => {
+                Failure::failed(format!("cannot read {shown}: {}; run docker-fs as root", words(why)))
+            }
             error => match absent(source, &error) {
                 Some(why) => Failure::no_store(format!("no container store: {shown} {why}")),
                 None => Failure::from(error),
             },
         }
     })
+}
+
+/// The store of a machine whose root directory was named, as a disk of another machine is mounted.
+fn within(source: &Path) -> Option<PathBuf> {
+    let inside = TreePath::new(SYSTEM.as_bytes())?;
+    // By way of the root, so that no link in it leads to this machine's own.
+    let data_root = Root::open(source).ok()?.sub(&inside).ok()?;
+    let image = TreePath::new(b"image")?;
+    data_root.stat(&image).ok()??.is_dir().then(|| source.join(SYSTEM))
+}
+
+fn is_denied(error: &Error) -> bool {
+    matches!(error.errno(), Errno::ACCESS | Errno::PERM)
 }
 
 /// The first place that holds a store, with those before it of which that could not be told, and why.
@@ -168,7 +198,7 @@ fn found(surroundings: &Surroundings, options: &store::Options) -> Result<(Opene
             Err(error @ (Error::Unsupported { .. } | Error::Damaged { .. })) => return Err(error.into()),
             Err(error) => match absent(&place, &error) {
                 Some(why) => why.to_owned(),
-                None if matches!(error.errno(), Errno::ACCESS | Errno::PERM) => {
+                None if is_denied(&error) => {
                     denied = true;
                     passed_over.push(format!("may not be read by this user: {}", place.display()));
                     "may not be read by this user".to_owned()
@@ -181,9 +211,17 @@ fn found(surroundings: &Surroundings, options: &store::Options) -> Result<(Opene
         };
         tried.push_str(&format!("\n  {} {why}", place.display()));
     }
+    if let Some(place) = surroundings.containerd() {
+        return Err(Failure::failed(format!(
+            "this machine's images are in {}, containerd's own store, as new installations of Docker 29 have it, which is \
+             not supported yet",
+            place.display()
+        )));
+    }
     let root = if denied { ", as root" } else { "" };
     Err(Failure::no_store(format!(
-        "no container store found on this machine; tried:{tried}\nname one{root}: docker-fs SOURCE MOUNTPOINT"
+        "no container store found on this machine; tried:{tried}\nthe only argument was taken for the mount point; name a \
+         store too{root}: docker-fs SOURCE MOUNTPOINT"
     )))
 }
 
@@ -270,9 +308,49 @@ mod tests {
         let message = format!(
             "no container store found on this machine; tried:\n  {at}/file is not a directory\n  {at}/var/lib/docker \
              holds no store\n  {at}/var/snap/docker/common/var-lib-docker does not exist\n  \
-             {at}/var/lib/containerd does not exist\n  {at}/var/lib/containers/storage does not exist\nname one: docker-fs SOURCE MOUNTPOINT"
+             {at}/var/lib/containerd does not exist\n  {at}/var/lib/containers/storage does not exist\nthe only \
+             argument was taken for the mount point; name a store too: docker-fs SOURCE MOUNTPOINT"
         );
         assert_eq!(failure, Failure::no_store(message));
+    }
+
+    #[test]
+    fn images_of_containerd_are_not_taken_for_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let machine = Surroundings { user: None, ..machine(dir.path()) };
+        let containerd = dir.path().join("var/lib/containerd");
+        fs::create_dir_all(dir.path().join("var/lib/docker/buildkit")).unwrap();
+        let ends = || open(None, || machine.clone(), &store::Options::default()).unwrap_err();
+        fs::create_dir_all(containerd.join("io.containerd.content.v1.content/ingest")).unwrap();
+        assert_eq!(ends().exit, crate::cli::Exit::NoStore, "a containerd without images");
+        fs::create_dir_all(containerd.join("io.containerd.content.v1.content/blobs")).unwrap();
+        let message = format!(
+            "this machine's images are in {}, containerd's own store, as new installations of Docker 29 have it, which \
+             is not supported yet",
+            containerd.display()
+        );
+        assert_eq!(ends(), Failure::failed(message));
+    }
+
+    #[test]
+    fn the_root_of_a_machine_is_told_from_a_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = dir.path().join("disk");
+        fs::create_dir_all(disk.join("var/lib")).unwrap();
+        fs::create_dir_all(dir.path().join("docker/image")).unwrap();
+        let untouched = || -> Surroundings { panic!("this machine's configuration is none of its business") };
+        let said = || open(Some(&disk), untouched, &store::Options::default()).unwrap_err().message;
+        let wanted = format!(
+            "no container store in {}; a Docker data root is wanted, such as /var/lib/docker, which holds image/overlay2",
+            disk.display()
+        );
+        // A link there is another machine's, and here leads elsewhere.
+        std::os::unix::fs::symlink(dir.path().join("docker"), disk.join("var/lib/docker")).unwrap();
+        assert_eq!(said(), wanted);
+        fs::remove_file(disk.join("var/lib/docker")).unwrap();
+        fs::create_dir_all(disk.join("var/lib/docker/image")).unwrap();
+        let there = format!("no container store in {0}; there is one in {0}/var/lib/docker", disk.display());
+        assert_eq!(said(), there);
     }
 
     #[test]

@@ -22,9 +22,12 @@ pub(super) fn run(request: &Unmount) -> Result<(), Failure> {
     let dir = canonical(&request.dir)
         .map_err(|error| Failure::failed(format!("cannot find {}: {}", request.dir.display(), words(&error))))?;
     let shown = dir.display();
-    let Some(ours) = mounts()?.at(&dir).filter(|mount| mount.is_ours()).map(Mount::number) else {
+    let mounts_before = mounts()?;
+    let Some(mount) = mounts_before.at(&dir).filter(|mount| mount.is_ours()) else {
         return Err(Failure::failed(format!("{shown} is not a mount of docker-fs")));
     };
+    refuse_anothers(mount)?;
+    let ours = mount.number();
     unmount(&dir, request.how).map_err(|error| {
         Failure::failed(if is_busy(&error) {
             format!(
@@ -38,6 +41,21 @@ pub(super) fn run(request: &Unmount) -> Result<(), Failure> {
     match mounts()?.at(&dir).map(Mount::number) {
         Some(number) if number == ours => {
             Err(Failure::failed(format!("{shown} was unmounted without an error, but is still mounted")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses what the system would, in words that say who may.
+fn refuse_anothers(mount: &Mount) -> Result<(), Failure> {
+    let user = rustix::process::getuid();
+    match mount.owner() {
+        Some(owner) if !rustix::process::geteuid().is_root() && owner != user.as_raw() => {
+            let who = if owner == 0 { "root".to_owned() } else { format!("user {owner}") };
+            Err(Failure::failed(format!(
+                "{} was mounted by {who}; only root or that user may unmount it",
+                mount.point().display()
+            )))
         }
         _ => Ok(()),
     }

@@ -53,7 +53,9 @@ fn rules(store: &[BorrowedFd<'_>], device: &OwnedFd) -> Result<RestrictionStatus
 
 fn version(status: LandlockStatus) -> String {
     match status {
-        LandlockStatus::NotImplemented => "the kernel has no Landlock".to_owned(),
+        LandlockStatus::NotImplemented => {
+            "Landlock is not available (a kernel without it, or a filter of system calls)".to_owned()
+        }
         LandlockStatus::NotEnabled => "the kernel was started without Landlock (lsm=)".to_owned(),
         LandlockStatus::Available { effective_abi, .. } => format!("version {}", effective_abi as i32),
     }

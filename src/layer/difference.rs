@@ -32,7 +32,7 @@ use sha2::{Digest, Sha256};
 use super::names::Holding;
 use super::{LayerId, LayerTree, ReadAt};
 use crate::error::{Error, Result};
-use crate::meta::{Kind, Meta};
+use crate::meta::{FileId, Kind, Meta};
 use crate::name::{Name, TreePath};
 use crate::root::Space;
 
@@ -306,5 +306,9 @@ impl LayerTree for Difference {
 
     fn space(&self) -> Result<Space> {
         self.tree.space()
+    }
+
+    fn expect(&mut self, root: FileId) {
+        self.tree.expect(root);
     }
 }

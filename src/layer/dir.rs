@@ -14,7 +14,7 @@ use super::gate::{Gate, Inside};
 use super::names::{Gathering, too_many};
 use super::{LayerTree, ReadAt, Seek};
 use crate::error::{Error, Result};
-use crate::meta::Meta;
+use crate::meta::{FileId, Meta};
 use crate::name::{Name, TreePath};
 use crate::root::{self, Root, Space};
 
@@ -23,6 +23,8 @@ use crate::root::{self, Root, Space};
 pub struct DirTree {
     root: Arc<Root>,
     base: TreePath,
+    /// Which directory is at `base`, where that is known.
+    expected: Option<FileId>,
     gate: Arc<Gate>,
     /// The volume of `base`, once it was asked for; only of a tree that may span several.
     home: Option<OnceLock<u64>>,
@@ -38,7 +40,7 @@ impl DirTree {
     /// As [`DirTree::new`], with the gate that all trees of the same directory share.
     #[must_use]
     pub fn behind(gate: Arc<Gate>, root: Arc<Root>, base: TreePath) -> Self {
-        Self { root, base, gate, home: None }
+        Self { root, base, expected: None, gate, home: None }
     }
 
     /// The same tree as one that may span volumes, each of which numbers its own files: subvolumes that a container
@@ -63,11 +65,14 @@ impl DirTree {
         self.gate.enter().map_err(Error::io(|| format!("reach {}", self.root.shown(&self.base))))
     }
 
-    /// Whether there is a directory at all: without it the absence of a file means nothing.
-    fn check(&self) -> Result<()> {
-        match self.root.stat(&self.base)? {
-            Some(base) if base.is_dir() => Ok(()),
-            Some(_) | None => Err(Error::Stale { what: self.root.shown(&self.base) }),
+    /// Passes an answer on if the directory that it is from is there after it was made, and no other: without that,
+    /// neither the absence of a file means anything, nor its presence.
+    fn checked<T>(&self, answer: Result<T>) -> Result<T> {
+        let answer = answer?;
+        let is_there = |base: &Meta| base.is_dir() && self.expected.is_none_or(|expected| base.id() == expected);
+        match self.root.stat(&self.base)?.filter(is_there) {
+            Some(_) => Ok(answer),
+            None => Err(Error::Stale { what: self.root.shown(&self.base) }),
         }
     }
 }
@@ -75,10 +80,13 @@ impl DirTree {
 impl LayerTree for DirTree {
     fn stat(&self, path: &TreePath) -> Result<Option<Meta>> {
         let _inside = self.enter()?;
-        let found = self.root.stat_with_xattrs(&self.base.join_path(path))?;
-        if found.is_none() && !path.is_root() {
-            self.check()?;
-        }
+        let found = self.root.stat_with_xattrs(&self.base.join_path(path));
+        let found = match &self.expected {
+            // What stands in its place is for who asks for it to judge.
+            None if path.is_root() => found?,
+            Some(expected) if path.is_root() => found?.filter(|root| root.id() == *expected),
+            None | Some(_) => self.checked(found)?,
+        };
         let Some(meta) = found else { return Ok(None) };
         Ok(Some(numbered(meta, self.home()?)))
     }
@@ -90,7 +98,7 @@ impl LayerTree for DirTree {
         if gathering.is_over() {
             return Err(too_many(&self.root.shown(&self.base.join_path(dir))));
         }
-        let mut listed = listed?;
+        let mut listed = self.checked(listed)?;
         if let home @ Some(_) = self.home()? {
             for (_, meta) in &mut listed {
                 *meta = numbered(*meta, home);
@@ -101,27 +109,31 @@ impl LayerTree for DirTree {
 
     fn open(&self, file: &TreePath) -> Result<Box<dyn ReadAt>> {
         let _inside = self.enter()?;
-        let file = self.root.open_file(&self.base.join_path(file))?;
+        let file = self.checked(self.root.open_file(&self.base.join_path(file)))?;
         Ok(Box::new(OpenFile { file, gate: Arc::clone(&self.gate), home: self.home()? }))
     }
 
     fn read_link(&self, link: &TreePath) -> Result<Vec<u8>> {
         let _inside = self.enter()?;
-        self.root.read_link(&self.base.join_path(link))
+        self.checked(self.root.read_link(&self.base.join_path(link)))
     }
 
     fn xattr(&self, path: &TreePath, name: &[u8]) -> Result<Option<Vec<u8>>> {
         let _inside = self.enter()?;
-        self.root.xattr(&self.base.join_path(path), name)
+        self.checked(self.root.xattr(&self.base.join_path(path), name))
     }
 
     fn xattr_names(&self, path: &TreePath) -> Result<Vec<Vec<u8>>> {
         let _inside = self.enter()?;
-        self.root.xattr_names(&self.base.join_path(path))
+        self.checked(self.root.xattr_names(&self.base.join_path(path)))
     }
 
     fn space(&self) -> Result<Space> {
         self.root.space()
+    }
+
+    fn expect(&mut self, root: FileId) {
+        self.expected = Some(root);
     }
 }
 

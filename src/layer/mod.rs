@@ -18,7 +18,7 @@ use std::os::fd::BorrowedFd;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::meta::Meta;
+use crate::meta::{FileId, Meta};
 use crate::name::{Name, TreePath};
 use crate::root::Space;
 
@@ -69,6 +69,9 @@ pub trait LayerTree: Debug + Send + Sync {
     /// # Errors
     /// Where the question could not be answered.
     fn space(&self) -> Result<Space>;
+
+    /// Says which directory this is the tree of. Where another takes its place, answers are [`Error::Stale`] from then on.
+    fn expect(&mut self, _root: FileId) {}
 }
 
 /// An open regular file.
@@ -165,6 +168,17 @@ impl Layer {
     #[must_use]
     pub fn new(id: LayerId, tree: Box<dyn LayerTree>, whiteouts: Whiteouts) -> Self {
         Self { id, tree, whiteouts, changes: false }
+    }
+
+    /// The same layer as the one whose directory is this. A layer in another directory is another one, whose files have
+    /// numbers of their own.
+    #[must_use]
+    pub fn within(mut self, root: FileId) -> Self {
+        let FileId { inode, created } = root;
+        let place = format!("{inode} {} {}", created.seconds, created.nanoseconds);
+        self.id = LayerId::of_all([self.id, LayerId::of(&place)].into_iter());
+        self.tree.expect(root);
+        self
     }
 
     /// The same layer as one that may change while it is read, as a container's own.

@@ -18,7 +18,7 @@ use std::sync::OnceLock;
 
 use super::{LayerTree, ReadAt, Seek};
 use crate::error::Result;
-use crate::meta::{DeviceNumber, Kind, Meta};
+use crate::meta::{DeviceNumber, FileId, Kind, Meta};
 use crate::name::{Name, TreePath};
 use crate::root::Space;
 
@@ -242,6 +242,10 @@ impl LayerTree for OverriddenTree {
 
     fn space(&self) -> Result<Space> {
         self.stored.space()
+    }
+
+    fn expect(&mut self, root: FileId) {
+        self.stored.expect(root);
     }
 }
 

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use rustix::io::Errno;
 use serde::{Serialize, Serializer};
@@ -18,6 +19,7 @@ use super::files::OpenFiles;
 use super::inodes::Inodes;
 use super::listings::Listings;
 use super::passthrough::Passthrough;
+use super::steps::{Step, Steps};
 use crate::view::{Service, View};
 
 /// The target of the log messages with the figures, which are shown whatever else is: someone asked for them.
@@ -251,7 +253,10 @@ pub struct Figures {
     pub inodes: InodeFigures,
     /// What is open.
     pub open: OpenFigures,
-    /// How often the store was read again since the start, because it changed.
+    /// What has been waiting.
+    pub waits: WaitFigures,
+    /// How often the store was read again since the start: because it changed, because damage may have passed, or because
+    /// that was asked for; also where it said the same as before.
     pub store_rescans: u64,
 }
 
@@ -303,6 +308,18 @@ pub struct OpenFigures {
     pub passthrough: usize,
 }
 
+/// For how many whole seconds the threads that follow the store have been waiting, for a disk or for the kernel, which waits
+/// for whoever reads what it is to forget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct WaitFigures {
+    /// To see whether the store changed.
+    pub looking_seconds: u64,
+    /// To have the kernel forget names that changed.
+    pub names_seconds: u64,
+    /// To have the kernel forget what it read of what may change.
+    pub pages_seconds: u64,
+}
+
 fn those_above_zero<S: Serializer>(counts: &BTreeMap<&'static str, u64>, to: S) -> Result<S::Ok, S::Error> {
     to.collect_map(counts.iter().filter(|(_, count)| **count > 0))
 }
@@ -313,7 +330,7 @@ impl Display for Figures {
         let requests =
             self.requests.iter().filter(|(_, count)| **count > 0).map(|(name, count)| format!("{name} {count}"));
         let errors = self.errors.iter().map(|(name, count)| format!("{name} {count}"));
-        let Self { listings, read_ahead, inodes, open, .. } = self;
+        let Self { listings, read_ahead, inodes, open, waits, .. } = self;
         writeln!(out, "requests: {}", list(requests))?;
         writeln!(out, "errors: {}", list(errors))?;
         writeln!(out, "read: {} bytes", self.read_bytes)?;
@@ -332,6 +349,11 @@ impl Display for Figures {
             out,
             "open files: {} by handle, {} without, {} by passthrough",
             open.handles, open.unopened, open.passthrough
+        )?;
+        writeln!(
+            out,
+            "waiting: {} s to look for changes, {} s to have names forgotten, {} s pages",
+            waits.looking_seconds, waits.names_seconds, waits.pages_seconds
         )?;
         write!(out, "store: read again {} times", self.store_rescans)
     }
@@ -353,6 +375,7 @@ pub(super) struct Sources {
     pub(super) inodes: Arc<Inodes>,
     pub(super) listings: Arc<Listings>,
     pub(super) files: Arc<OpenFiles>,
+    pub(super) steps: Arc<Steps>,
     pub(super) passthrough: Arc<Passthrough>,
     pub(super) view: View,
 }
@@ -385,6 +408,7 @@ impl Sources {
         let tally = &self.tally;
         let (kept, kept_entries) = self.listings.count();
         let (handles, unopened) = self.files.count();
+        let waited = |step: &Step| step.waited(Instant::now()).as_secs();
         Figures {
             requests: tally.requests(),
             errors: tally.errors(),
@@ -404,6 +428,11 @@ impl Sources {
             },
             inodes: InodeFigures { held: self.inodes.count(), bytes: self.inodes.bytes() },
             open: OpenFigures { handles, unopened, passthrough: self.passthrough.count() },
+            waits: WaitFigures {
+                looking_seconds: waited(&self.steps.looking),
+                names_seconds: waited(&self.steps.names),
+                pages_seconds: waited(&self.steps.pages),
+            },
             store_rescans: self.view.rescans(),
         }
     }
@@ -460,6 +489,7 @@ mod tests {
             read_ahead: AheadFigures { directories: 1, directories_used: 2, files: 3, file_bytes: 4 },
             inodes: InodeFigures { held: 1, bytes: 2 },
             open: OpenFigures { handles: 1, unopened: 2, passthrough: 3 },
+            waits: WaitFigures { looking_seconds: 1, names_seconds: 2, pages_seconds: 3 },
             store_rescans: 9,
         };
         let expected = "\
@@ -470,6 +500,7 @@ listings: 1 made, 2 found, 3 evicted; 4 kept with 5 entries
 read ahead: 1 directories, 2 of them used; 3 files of 4 bytes
 inodes: 1 held, 2 bytes
 open files: 1 by handle, 2 without, 3 by passthrough
+waiting: 1 s to look for changes, 2 s to have names forgotten, 3 s pages
 store: read again 9 times";
         assert_eq!(figures.to_string(), expected);
     }

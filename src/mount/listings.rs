@@ -202,7 +202,16 @@ impl Listings {
         Ok(self.keep(key, make()?))
     }
 
-    /// The listing that is kept of a directory.
+    /// The listing that is kept of a directory, for a reader who goes on in it.
+    pub(super) fn found(&self, key: Key) -> Option<Arc<Listing>> {
+        let found = self.kept.lock().by_key.get(&key).cloned();
+        if found.is_some() {
+            self.tally.listings_found.one();
+        }
+        found
+    }
+
+    /// The listing that is kept of a directory, which counts as no use of it.
     pub(super) fn kept(&self, key: Key) -> Option<Arc<Listing>> {
         self.kept.lock().by_key.peek(&key).cloned()
     }

@@ -17,6 +17,7 @@ mod mountinfo;
 mod passthrough;
 mod refresh;
 mod server;
+mod steps;
 mod watch;
 
 use std::io;
@@ -30,7 +31,9 @@ use crate::error::{Error, Result};
 use crate::view::View;
 
 pub use attach::{Attached, DEVICE, FUSERMOUNT, How, attach, unmount};
-pub use counters::{AheadFigures, Counters, Figures, InodeFigures, LOG_TARGET, ListingFigures, OpenFigures};
+pub use counters::{
+    AheadFigures, Counters, Figures, InodeFigures, LOG_TARGET, ListingFigures, OpenFigures, WaitFigures,
+};
 pub use inodes::{Held, Inodes, Key, ROOT};
 pub(crate) use mountinfo::{Mount, Mounts};
 use refresh::{Refresher, Refreshing};
@@ -81,6 +84,10 @@ pub struct Connection {
     counters: Counters,
 }
 
+/// A connection whose threads run, but for those that answer: requests wait.
+#[derive(Debug)]
+pub struct Started(Session<adapter::Adapter>);
+
 /// A view that this process mounted, not yet served: requests wait.
 #[derive(Debug)]
 pub struct Mounted {
@@ -118,10 +125,11 @@ pub fn mount(view: View, options: &Options) -> Result<Mounted> {
 /// [`Error::Io`] where the kernel cannot be talked to.
 pub fn connect(view: View, options: &Options, device: OwnedFd) -> Result<Connection> {
     let files = Arc::default();
-    let (refresher, refreshing) = Refresher::new(Arc::clone(&files));
+    let steps = Arc::default();
+    let (refresher, refreshing) = Refresher::new(Arc::clone(&files), Arc::clone(&steps));
     let kernel = ahead::Kernel::default();
     let watcher = Watcher::new().map_err(Error::io(|| "be woken by changes".to_owned()))?;
-    let server = server::Server::new(view, Arc::clone(&kernel), files, refresher, watcher);
+    let server = server::Server::new(view, Arc::clone(&kernel), files, steps, refresher, watcher);
     let watching = server.watching();
     let adapter = adapter::Adapter::new(server, options.opens, options.allow_other);
     let counters = adapter.counters();
@@ -155,17 +163,41 @@ impl Connection {
         self.watching.controls()
     }
 
-    /// Answers requests until the view is unmounted.
+    /// Starts the threads that tell the kernel what has changed.
     ///
     /// # Errors
-    /// [`Error::Io`] where the kernel can no longer be talked to.
-    pub fn serve(self) -> Result<()> {
+    /// [`Error::Io`] where there can be no threads.
+    pub fn start(self) -> Result<Started> {
         let Self { session, kernel, refreshing, watching, counters: _ } = self;
         kernel.get_or_init(|| session.notifier());
         let started = refreshing.start(session.notifier()).and_then(|()| watching.start(session.notifier()));
-        let served = started.and_then(|()| session.run());
-        served.map_err(Error::io(|| "answer the kernel's requests".to_owned()))
+        started.map_err(cannot_answer()).map(|()| Started(session))
     }
+
+    /// Answers requests until the view is unmounted.
+    ///
+    /// # Errors
+    /// As [`Connection::start`] and [`Started::serve`].
+    pub fn serve(self) -> Result<()> {
+        self.start()?.serve()
+    }
+}
+
+impl Started {
+    /// What the threads that answer are called, followed by a number: `fuser` names them.
+    pub(crate) const THREADS: &str = "fuser-";
+
+    /// Answers requests until the view is unmounted.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where there can be no threads, or the kernel can no longer be talked to.
+    pub fn serve(self) -> Result<()> {
+        self.0.run().map_err(cannot_answer())
+    }
+}
+
+fn cannot_answer() -> impl FnOnce(io::Error) -> Error {
+    Error::io(|| "answer the kernel's requests".to_owned())
 }
 
 impl Mounted {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! 36 35 98:0 /subdirectory /mnt\040point rw,noatime master:1 - fuse.docker-fs source rw,user_id=0
+//! │  │  │    │             │                                   │                        └ who mounted it
 //! │  │  │    │             │                                   └ type
 //! │  │  │    │             └ mount point, from this process' root
 //! │  │  │    └ the directory of the file system that is mounted
@@ -47,6 +48,7 @@ pub(crate) struct Mount {
     /// Where.
     point: PathBuf,
     fs_type: Vec<u8>,
+    owner: Option<u32>,
 }
 
 /// A directory by file system instead of by path: equal for two paths that lead to it through bind mounts.
@@ -76,6 +78,16 @@ impl Mount {
         self.fs_type == super::TYPE.as_bytes()
     }
 
+    /// The number of the user who mounted it, of a FUSE mount.
+    pub(crate) fn owner(&self) -> Option<u32> {
+        self.owner
+    }
+
+    /// Whether it is a place that waits for a mount, which whoever looks into it waits for too (autofs(5)).
+    pub(crate) fn is_automount(&self) -> bool {
+        self.fs_type == b"autofs"
+    }
+
     fn parse(line: &[u8]) -> Option<Self> {
         let mut fields = line.split(|byte| *byte == b' ');
         let id = number(fields.next()?)?;
@@ -85,8 +97,11 @@ impl Mount {
         let root = unescape(fields.next()?);
         let point = unescape(fields.next()?);
         // Any number of optional fields ends with a single hyphen.
-        let fs_type = fields.skip_while(|field| *field != b"-").nth(1)?.to_vec();
-        Some(Self { id, parent, device, root, point, fs_type })
+        let mut fields = fields.skip_while(|field| *field != b"-").skip(1);
+        let fs_type = fields.next()?.to_vec();
+        let options = fields.nth(1).unwrap_or_default();
+        let owner = options.split(|byte| *byte == b',').find_map(|option| number(option.strip_prefix(b"user_id=")?));
+        Some(Self { id, parent, device, root, point, fs_type, owner })
     }
 
     fn identity_of(&self, path: &Path) -> Option<Identity> {
@@ -209,8 +224,10 @@ garbage
                 root: PathBuf::from("/"),
                 point: PathBuf::from(r"/mnt/a b\c"),
                 fs_type: b"fuse.docker-fs".to_vec(),
+                owner: Some(0),
             }
         );
+        assert_eq!(sample().0[6].owner, None);
     }
 
     #[test]

@@ -8,8 +8,8 @@
 //! choice depends on nothing that may differ between two openings of a file, and openings share their backing.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
 
 use fuser::{BackingId, ReplyOpen};
 use parking_lot::Mutex;
@@ -26,18 +26,35 @@ pub(super) struct Passthrough {
     enabled: AtomicBool,
     /// The most backing files at a time. Each is a file that the kernel holds open, as a descriptor does.
     max: usize,
-    open: Mutex<Open>,
+    open: Mutex<Open<BackingId>>,
 }
 
 /// Guarded while a backing is registered, which is a call that waits for nothing, so that two openings of one file
 /// share it.
-#[derive(Debug, Default)]
-struct Open {
-    by_inode: HashMap<u64, Weak<BackingId>>,
-    /// The inode of each opening, and its backing; none where it is read by requests though another could be otherwise.
-    by_handle: HashMap<u64, (u64, Option<Arc<BackingId>>)>,
-    /// How many openings of an inode are read by requests.
-    by_requests: HashMap<u64, usize>,
+///
+/// What counts is who has been given a handle and has not released it, and not who holds a backing: whoever answered an
+/// opening may hold it for longer than the kernel does.
+#[derive(Debug)]
+struct Open<B> {
+    by_inode: HashMap<u64, Way<B>>,
+    /// The inode of each opening.
+    by_handle: HashMap<u64, u64>,
+    /// How many inodes have a backing.
+    backed: usize,
+}
+
+/// How all openings of an inode are read, and how many there are.
+#[derive(Debug)]
+struct Way<B> {
+    /// None where they are read by requests, though others could be otherwise.
+    backing: Option<Arc<B>>,
+    openings: usize,
+}
+
+impl<B> Default for Open<B> {
+    fn default() -> Self {
+        Self { by_inode: HashMap::new(), by_handle: HashMap::new(), backed: 0 }
+    }
 }
 
 impl Passthrough {
@@ -67,13 +84,11 @@ impl Passthrough {
         }
         let descriptor = file.backing_fd()?;
         let mut open = self.open.lock();
-        let backing = open.share(inode).or_else(|| {
-            let may = self.enabled.load(Ordering::Relaxed) && open.may_register(inode, self.max);
-            let registered = may.then(|| reply.open_backing(descriptor).map(Arc::new))?;
+        let may = self.enabled.load(Ordering::Relaxed) && open.backed < self.max;
+        open.note(inode, handle, || {
+            let registered = may.then(|| reply.open_backing(descriptor))?;
             registered.inspect_err(|error| self.failed(inode, error)).ok()
-        });
-        open.note(inode, handle, backing.clone());
-        backing
+        })
     }
 
     fn failed(&self, inode: u64, error: &std::io::Error) {
@@ -86,7 +101,7 @@ impl Passthrough {
 
     /// How many files the kernel reads by itself.
     pub(super) fn count(&self) -> usize {
-        self.open.lock().by_inode.len()
+        self.open.lock().backed
     }
 
     /// Gives back what an opening held.
@@ -95,44 +110,26 @@ impl Passthrough {
     }
 }
 
-impl Open {
-    fn share(&self, inode: u64) -> Option<Arc<BackingId>> {
-        self.by_inode.get(&inode).and_then(Weak::upgrade)
-    }
-
-    /// Whether there is room, and no other opening of the inode is read by requests.
-    fn may_register(&self, inode: u64, max: usize) -> bool {
-        self.by_inode.len() < max && !self.by_requests.contains_key(&inode)
-    }
-
-    fn note(&mut self, inode: u64, handle: u64, backing: Option<Arc<BackingId>>) {
-        match &backing {
-            Some(backing) => drop(self.by_inode.insert(inode, Arc::downgrade(backing))),
-            None => {
-                let count = self.by_requests.entry(inode).or_default();
-                *count = count.saturating_add(1);
-            }
-        }
-        self.by_handle.insert(handle, (inode, backing));
+impl<B> Open<B> {
+    /// Notes an opening; its backing is that of the inode's others, or what `register` answers if there are none.
+    fn note(&mut self, inode: u64, handle: u64, register: impl FnOnce() -> Option<B>) -> Option<Arc<B>> {
+        self.by_handle.insert(handle, inode);
+        let way = self.by_inode.entry(inode).or_insert_with(|| {
+            let backing = register().map(Arc::new);
+            self.backed = self.backed.saturating_add(usize::from(backing.is_some()));
+            Way { backing, openings: 0 }
+        });
+        way.openings = way.openings.saturating_add(1);
+        way.backing.clone()
     }
 
     fn release(&mut self, handle: u64) {
-        let Some((inode, backing)) = self.by_handle.remove(&handle) else { return };
-        match backing {
-            Some(backing) => {
-                drop(backing);
-                if self.by_inode.get(&inode).is_some_and(|shared| shared.strong_count() == 0) {
-                    self.by_inode.remove(&inode);
-                }
-            }
-            None => {
-                let left = self.by_requests.get(&inode).map_or(0, |count| count.saturating_sub(1));
-                if left == 0 {
-                    self.by_requests.remove(&inode);
-                } else {
-                    self.by_requests.insert(inode, left);
-                }
-            }
+        let Some(inode) = self.by_handle.remove(&handle) else { return };
+        let Some(way) = self.by_inode.get_mut(&inode) else { return };
+        way.openings = way.openings.saturating_sub(1);
+        if way.openings == 0 {
+            self.backed = self.backed.saturating_sub(usize::from(way.backing.is_some()));
+            self.by_inode.remove(&inode);
         }
     }
 }
@@ -141,19 +138,39 @@ impl Open {
 mod tests {
     use super::*;
 
-    /// A backing can be had of the kernel only, so these are the openings that have none.
     #[test]
     fn openings_of_one_inode_are_read_in_one_way() {
         let mut open = Open::default();
-        assert!(open.may_register(7, 1) && !open.may_register(7, 0));
-        open.note(7, 1, None);
-        open.note(7, 2, None);
-        assert!(!open.may_register(7, 1) && open.may_register(8, 1));
+        assert_eq!(open.note(7, 1, || None), None);
+        assert_eq!(open.note(7, 2, || Some("backing")), None);
         open.release(1);
         open.release(1);
-        assert!(!open.may_register(7, 1));
+        assert_eq!(open.note(7, 3, || Some("backing")), None);
+        let [first, second] = [4, 5].map(|handle| open.note(8, handle, || Some("another")).unwrap());
+        assert!(Arc::ptr_eq(&first, &second));
+        assert_eq!((open.by_inode.len(), open.backed), (2, 1));
+        for handle in [2, 3, 4] {
+            open.release(handle);
+        }
+        assert_eq!((open.by_inode.len(), open.backed), (1, 1));
+        open.release(5);
+        assert_eq!(open.note(7, 6, || Some("backing")), Some(Arc::new("backing")));
+        open.release(6);
+        assert!(open.by_handle.is_empty() && open.by_inode.is_empty());
+    }
+
+    /// The kernel may release a file, in another thread, before whoever answered its opening lets go of the backing.
+    #[test]
+    fn a_backing_is_counted_until_the_last_release_whoever_holds_it() {
+        let mut open = Open::default();
+        let held_by_the_answer = open.note(7, 1, || Some("backing"));
+        assert_eq!(open.backed, 1);
+        open.release(1);
+        assert_eq!((open.backed, open.by_inode.len()), (0, 0));
+        // The kernel has let go of it, and gets another.
+        let next = open.note(7, 2, || Some("next"));
+        assert_eq!((held_by_the_answer, next), (Some(Arc::new("backing")), Some(Arc::new("next"))));
         open.release(2);
-        assert!(open.may_register(7, 1));
-        assert!(open.by_handle.is_empty() && open.by_requests.is_empty());
+        assert_eq!((open.backed, open.by_inode.len()), (0, 0));
     }
 }

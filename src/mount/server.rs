@@ -12,6 +12,7 @@ use super::inodes::{Held, Inodes};
 use super::listings::{Listed, Listing, Listings};
 use super::passthrough::Passthrough;
 use super::refresh::Refresher;
+use super::steps::Steps;
 use super::watch::{Places, Watcher, Watching};
 use crate::error::{Error, Result};
 use crate::layer::{ReadAt, Seek};
@@ -34,6 +35,7 @@ pub(super) struct Server {
     listings: Arc<Listings>,
     ahead: Ahead,
     files: Arc<OpenFiles>,
+    steps: Arc<Steps>,
     refresher: Refresher,
     tally: Arc<Tally>,
     places: Arc<Places>,
@@ -99,6 +101,7 @@ impl Server {
         view: View,
         kernel: Kernel,
         files: Arc<OpenFiles>,
+        steps: Arc<Steps>,
         refresher: Refresher,
         watcher: Watcher,
     ) -> Self {
@@ -109,7 +112,7 @@ impl Server {
         let listings = Arc::new(Listings::new(Arc::clone(&tally)));
         let ahead = Ahead::new(Arc::clone(&inodes), Arc::clone(&listings), kernel, Arc::clone(&tally));
         let places = Arc::default();
-        Self { view, is_labelled, owner, inodes, listings, ahead, files, refresher, tally, places, watcher }
+        Self { view, is_labelled, owner, inodes, listings, ahead, files, steps, refresher, tally, places, watcher }
     }
 
     /// What is counted here.
@@ -124,6 +127,7 @@ impl Server {
             inodes: Arc::clone(&self.inodes),
             listings: Arc::clone(&self.listings),
             files: Arc::clone(&self.files),
+            steps: Arc::clone(&self.steps),
             passthrough,
             view: self.view.clone(),
         })
@@ -132,7 +136,8 @@ impl Server {
     /// What has the kernel forget names that stand for something else since the store changed.
     pub(super) fn watching(&self) -> Watching {
         let (inodes, listings) = (Arc::clone(&self.inodes), Arc::clone(&self.listings));
-        Watching::new(self.view.clone(), inodes, listings, Arc::clone(&self.places), &self.watcher)
+        let (places, steps) = (Arc::clone(&self.places), Arc::clone(&self.steps));
+        Watching::new(self.view.clone(), inodes, listings, places, steps, &self.watcher)
     }
 
     /// A node's attributes as users see them.
@@ -171,6 +176,7 @@ impl Server {
             self.listings.give_up(gone);
             self.files.close(number);
             self.places.give_up(number);
+            self.refresher.give_up(number);
         }
         Ok(())
     }
@@ -283,10 +289,13 @@ impl Server {
         let dir = self.held(number)?;
         let changes = dir.node().changes();
         let listing = if changes {
-            match self.listings.kept(dir.key()) {
-                // Whoever goes on does so in the newest there is.
-                Some(kept) if offset > 0 => kept,
-                older => self.listings.keep(dir.key(), Listing::again(&dir, number, older.as_deref())?),
+            // Whoever goes on does so in the newest there is.
+            match (offset > 0).then(|| self.listings.found(dir.key())).flatten() {
+                Some(found) => found,
+                None => {
+                    let older = self.listings.kept(dir.key());
+                    self.listings.keep(dir.key(), Listing::again(&dir, number, older.as_deref())?)
+                }
             }
         } else {
             self.listings.get(dir.key(), || Listing::of(&dir, number))?

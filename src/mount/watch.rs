@@ -6,9 +6,10 @@
 //! then each name that the kernel holds in such a folder is looked up again. What is in use stays, and is read on.
 //!
 //! The kernel is told by a thread of its own, which holds no lock while it tells: the kernel waits for whoever is reading
-//! the directory, and they for an answer.
+//! the directory, and they for an answer. That thread does nothing else, so that whoever waits for a disk keeps nobody
+//! from hearing of changes; what it has to tell meanwhile are names that the kernel holds, each once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -17,12 +18,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fuser::{INodeNo, Notifier};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
 use super::inodes::Inodes;
 use super::listings::{Listed, Listings};
+use super::steps::{self, Steps};
 use crate::error::Error;
 use crate::name::Name;
 use crate::store::Watch;
@@ -40,8 +42,18 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// Where the kernel holds what may come to be something else: names in folders of the store's, and of momentary files.
 #[derive(Debug, Default)]
 pub(super) struct Places {
-    /// By the numbers of what stands there; each stands at one name only. Held for single look-ups and changes.
-    by_number: Mutex<BTreeMap<u64, Place>>,
+    /// Held for single look-ups and changes, never while the kernel is told.
+    noted: Mutex<Noted>,
+    more: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Noted {
+    /// By the numbers of what stands there; each stands at one name only.
+    by_number: BTreeMap<u64, Place>,
+    /// What the kernel is to forget.
+    to_tell: BTreeSet<u64>,
+    is_over: bool,
 }
 
 /// A name in the directory of this number.
@@ -56,21 +68,54 @@ impl Places {
     pub(super) fn note(&self, number: u64, node: &Node, (dir, holder): (u64, &Node), name: &Name) {
         let is_folder = matches!(holder, Node::Section(_)) && holder.changes();
         if is_folder || node.is_momentary() {
-            self.by_number.lock().insert(number, Place { dir, name: name.clone() });
+            self.noted.lock().by_number.insert(number, Place { dir, name: name.clone() });
         }
     }
 
     /// Notes that the kernel no longer holds a node.
     pub(super) fn give_up(&self, number: u64) {
-        self.by_number.lock().remove(&number);
+        let mut noted = self.noted.lock();
+        noted.by_number.remove(&number);
+        noted.to_tell.remove(&number);
     }
 
     fn all(&self) -> Vec<(u64, Place)> {
-        self.by_number.lock().iter().map(|(number, place)| (*number, place.clone())).collect()
+        self.noted.lock().by_number.iter().map(|(number, place)| (*number, place.clone())).collect()
     }
 
     fn is_empty(&self) -> bool {
-        self.by_number.lock().is_empty()
+        self.noted.lock().by_number.is_empty()
+    }
+
+    /// Has the kernel forget the name of what has this number.
+    fn forget(&self, number: u64) {
+        self.noted.lock().to_tell.insert(number);
+        self.more.notify_one();
+    }
+
+    /// Has nothing forgotten any more.
+    fn end(&self) {
+        self.noted.lock().is_over = true;
+        self.more.notify_one();
+    }
+
+    /// The next name that the kernel is to forget, which is waited for; `None` at the end. Every now and then something
+    /// else is done `meanwhile`.
+    fn next(&self, meanwhile: impl Fn()) -> Option<Place> {
+        let mut noted = self.noted.lock();
+        while !noted.is_over {
+            while let Some(number) = noted.to_tell.pop_first() {
+                if let Some(place) = noted.by_number.get(&number) {
+                    return Some(place.clone());
+                }
+            }
+            if self.more.wait_for(&mut noted, steps::LONG).timed_out() {
+                drop(noted);
+                meanwhile();
+                noted = self.noted.lock();
+            }
+        }
+        None
     }
 }
 
@@ -144,6 +189,7 @@ pub(super) struct Watching {
     inodes: Arc<Inodes>,
     listings: Arc<Listings>,
     places: Arc<Places>,
+    steps: Arc<Steps>,
     bell: Arc<Bell>,
 }
 
@@ -154,9 +200,10 @@ impl Watching {
         inodes: Arc<Inodes>,
         listings: Arc<Listings>,
         places: Arc<Places>,
+        steps: Arc<Steps>,
         watcher: &Watcher,
     ) -> Self {
-        Self { view, inodes, listings, places, bell: Arc::clone(&watcher.0) }
+        Self { view, inodes, listings, places, steps, bell: Arc::clone(&watcher.0) }
     }
 
     /// What has the store read again.
@@ -164,21 +211,27 @@ impl Watching {
         Controls(Arc::clone(&self.bell))
     }
 
-    /// Starts the thread that tells the kernel; it ends with the [`Watcher`].
+    /// Starts the threads that hear of changes and tell the kernel; they end with the [`Watcher`].
     ///
     /// # Errors
-    /// The system's, where there can be no thread.
+    /// The system's, where there can be no threads.
     pub(super) fn start(self, notifier: Notifier) -> std::io::Result<()> {
-        thread::Builder::new().name("watch".to_owned()).spawn(move || self.run(&notifier)).map(drop)
+        let (places, steps) = (Arc::clone(&self.places), Arc::clone(&self.steps));
+        let watch = move || {
+            self.run();
+            self.places.end();
+        };
+        thread::Builder::new().name("watch".to_owned()).spawn(watch)?;
+        thread::Builder::new().name("forget".to_owned()).spawn(move || tell(&places, &steps, &notifier)).map(drop)
     }
 
-    fn run(&self, notifier: &Notifier) {
+    fn run(&self) {
         let mut watch = Watch::new();
         let mut known = None;
         let mut again = false;
         loop {
             let begun = Instant::now();
-            let looked = catch_unwind(AssertUnwindSafe(|| self.look(known, again, notifier)));
+            let looked = self.steps.looking.run(|| catch_unwind(AssertUnwindSafe(|| self.look(known, again))));
             if looked.is_err() {
                 log::error!("looking for changes panicked; this is a defect of docker-fs");
             }
@@ -205,7 +258,7 @@ impl Watching {
 
     /// Reads the store if it changed, and has the kernel forget what follows from that, also if it is to be done once
     /// more; answers the state that the store is in.
-    fn look(&self, known: Option<State>, again: bool, notifier: &Notifier) -> State {
+    fn look(&self, known: Option<State>, again: bool) -> State {
         if self.bell.is_asked.swap(false, Ordering::AcqRel) {
             let read = self.view.read_again();
             match read {
@@ -213,19 +266,34 @@ impl Watching {
                 None => log::warn!("the store cannot be read again; it is shown as it was"),
             }
             self.listings.clear();
-            self.forget(Which::All, notifier);
+            self.forget(Which::All);
             return read.unwrap_or_else(|| self.view.refresh());
         }
         let state = self.view.refresh();
         if again || known.is_some_and(|known| known != state) {
-            self.forget(Which::Changed, notifier);
+            self.forget(Which::Changed);
         }
         state
     }
 
     /// Waits until something is heard, or for so long; tells whether it was.
     fn heard(&self, watch: &Watch, longest: Option<Duration>) -> bool {
-        let longest = longest.and_then(|longest| Timespec::try_from(longest).ok());
+        let begun = Instant::now();
+        loop {
+            let left = longest.map_or(Duration::MAX, |longest| longest.saturating_sub(begun.elapsed()));
+            let piece = left.min(steps::LONG);
+            if self.heard_within(watch, piece) {
+                return true;
+            }
+            if piece == left {
+                return false;
+            }
+            self.steps.check();
+        }
+    }
+
+    fn heard_within(&self, watch: &Watch, longest: Duration) -> bool {
+        let longest = Timespec::try_from(longest).ok();
         let bell = PollFd::new(&self.bell.event, PollFlags::IN);
         let ready = match watch.descriptor() {
             Some(inotify) => poll(&mut [bell, PollFd::from_borrowed_fd(inotify, PollFlags::IN)], longest.as_ref()),
@@ -242,13 +310,10 @@ impl Watching {
         }
     }
 
-    fn forget(&self, which: Which, notifier: &Notifier) {
+    fn forget(&self, which: Which) {
         for (number, place) in self.places.all() {
-            if which == Which::Changed && self.stands(number, &place) {
-                continue;
-            }
-            if let Err(error) = notifier.inval_entry(INodeNo(place.dir), place.name.as_os_str()) {
-                log::debug!("cannot have {:?} forgotten: {error}", place.name);
+            if which == Which::All || !self.stands(number, &place) {
+                self.places.forget(number);
             }
         }
     }
@@ -263,6 +328,16 @@ impl Watching {
             }
             Ok(None) => false,
             Err(error) => matches!(error, Error::Io { .. }),
+        }
+    }
+}
+
+/// Tells the kernel what to forget, until the end.
+fn tell(places: &Places, steps: &Steps, notifier: &Notifier) {
+    while let Some(place) = places.next(|| steps.check()) {
+        let told = steps.names.run(|| notifier.inval_entry(INodeNo(place.dir), place.name.as_os_str()));
+        if let Err(error) = told {
+            log::debug!("cannot have {:?} forgotten: {error}", place.name);
         }
     }
 }

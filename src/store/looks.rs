@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use super::{Catalogue, Container, LayerRecord, Stamp};
 use crate::digest::{ChainId, ContainerId, ImageId};
 use crate::error::Result;
-use crate::meta::Timestamp;
+use crate::meta::{Meta, Timestamp};
 use crate::name::TreePath;
 use crate::root::Root;
 
@@ -104,6 +104,8 @@ struct Seen {
 pub(super) struct Print {
     print: u64,
     changed: Timestamp,
+    /// Whether it is not as the newest catalogue says, whatever the times tell.
+    differs: bool,
 }
 
 impl Looks {
@@ -219,9 +221,9 @@ impl State {
     /// Notes what a look saw. What is seen for the first time has changed if it did since the catalogue was read.
     fn settle(&mut self, prints: &[(Object, Print)], since: Timestamp) {
         self.over = self.over.saturating_add(1);
-        for (object, Print { print, changed }) in prints {
+        for (object, Print { print, changed, differs }) in prints {
             let known = self.seen.get(object);
-            let is_changed = known.map_or(*changed >= since, |known| known.print != *print);
+            let is_changed = *differs || known.map_or(*changed >= since, |known| known.print != *print);
             let before = known.map_or(0, |known| known.changed_at);
             let changed_at = if is_changed { self.over } else { before };
             self.changes = self.changes.max(changed_at);
@@ -262,12 +264,24 @@ pub(super) fn state_of<T>(answer: Result<T>) -> Result<std::result::Result<T, i3
 }
 
 impl Print {
+    /// The state of a layer's files and of what is found where its directory should be.
+    ///
+    /// # Errors
+    /// Transient ones.
+    pub(super) fn of_layer(files: &[Found], found: Result<Option<Meta>>, record: &LayerRecord) -> Result<Self> {
+        let root = found.as_ref().ok().copied().flatten().filter(Meta::is_dir).map(|meta| meta.id());
+        let differs = found.is_ok() && root != record.root;
+        let directory = state_of(found.map(|found| found.as_ref().map(Stamp::from)))?;
+        let all: Vec<Found> = files.iter().cloned().chain([directory]).collect();
+        Ok(Self { differs, ..Self::of(&all) })
+    }
+
     /// The print of these files, in this order.
     pub(super) fn of(stamps: &[Found]) -> Self {
         let mut hash = DefaultHasher::new();
         stamps.hash(&mut hash);
         let changed = stamps.iter().flatten().flatten().map(Stamp::changed).max();
-        Self { print: hash.finish(), changed: changed.unwrap_or_default() }
+        Self { print: hash.finish(), changed: changed.unwrap_or_default(), differs: false }
     }
 }
 
@@ -297,7 +311,7 @@ mod tests {
     #[test]
     fn a_change_is_one_since_the_catalogue_was_read() {
         let mut state = state();
-        let print = |print, seconds| Print { print, changed: at(seconds) };
+        let print = |print, seconds| Print { print, changed: at(seconds), differs: false };
         // Old, and changed before the first look.
         state.settle(&[(layer("a"), print(1, 50)), (layer("b"), print(2, 150))], at(100));
         let changed_at = |state: &State, digit| state.seen[&layer(digit)].changed_at;
@@ -313,7 +327,8 @@ mod tests {
     #[test]
     fn what_is_gone_is_forgotten() {
         let mut state = state();
-        let prints: Vec<_> = ["a", "b", "c", "d"].map(|d| (layer(d), Print { print: 1, changed: at(1) })).into();
+        let prints: Vec<_> =
+            ["a", "b", "c", "d"].map(|d| (layer(d), Print { print: 1, changed: at(1), differs: false })).into();
         state.settle(&prints, at(2));
         state.tidy(&Watched::default());
         assert!(state.seen.is_empty());

@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::layer::difference::Life;
 use crate::layer::whiteout::Prefix;
-use crate::meta::{Meta, Timestamp};
+use crate::meta::{FileId, Meta, Timestamp};
 use crate::name::TreePath;
 use crate::reference::Reference;
 use crate::root::{Root, Space};
@@ -286,16 +286,22 @@ impl Generation {
     }
 
     /// Whether another change after this could have gone unseen: file systems note times by ticks of some
-    /// milliseconds, and two changes within one leave the same stamp.
+    /// milliseconds, and two changes within one leave the same stamp. A time that is yet to come is that of a clock which
+    /// was wrong, and tells nothing.
     #[must_use]
     pub fn is_fresh(&self) -> bool {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        now.is_ok_and(|now| self.is_fresh_at(now))
+    }
+
+    fn is_fresh_at(&self, now: Duration) -> bool {
         const TICK: Duration = Duration::from_millis(20);
-        let Ok(now) = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH) else { return false };
-        self.0.iter().any(|stamp| {
-            let changed =
-                Duration::new(u64::try_from(stamp.changed.seconds).unwrap_or_default(), stamp.changed.nanoseconds);
-            now < changed.saturating_add(TICK)
-        })
+        let changed = |stamp: &Stamp| {
+            let seconds = u64::try_from(stamp.changed.seconds).unwrap_or_default();
+            Duration::new(seconds, stamp.changed.nanoseconds)
+        };
+        let is_fresh = |changed: Duration| changed < now.saturating_add(TICK) && now < changed.saturating_add(TICK);
+        self.0.iter().map(changed).any(is_fresh)
     }
 }
 
@@ -431,6 +437,8 @@ pub struct LayerRecord {
     pub cache_id: Option<CacheId>,
     /// That directory on the host.
     pub directory: Option<PathBuf>,
+    /// Which directory that was, where it was one.
+    pub root: Option<FileId>,
     /// The size in bytes as the engine counted it, since it was asked for by [`Store::size_bytes`].
     pub size_bytes: OnceLock<u64>,
     /// What is wrong with the layer.
@@ -439,14 +447,22 @@ pub struct LayerRecord {
     pub stamp: Stamp,
 }
 
+impl LayerRecord {
+    /// Whether this is the directory that holds the layer.
+    #[must_use]
+    pub fn is_in(&self, found: &Meta) -> bool {
+        found.is_dir() && self.root.is_none_or(|root| found.id() == root)
+    }
+}
+
 impl PartialEq for LayerRecord {
     /// A size that was not asked for yet is no difference.
     fn eq(&self, other: &Self) -> bool {
-        let Self { chain, diff, parent, cache_id, directory, size_bytes, damage, stamp } = self;
+        let Self { chain, diff, parent, cache_id, directory, root, size_bytes, damage, stamp } = self;
         let is_same_size = size_bytes.get().zip(other.size_bytes.get()).is_none_or(|(one, other)| one == other);
-        let is_same_place = (cache_id, directory, stamp) == (&other.cache_id, &other.directory, &other.stamp);
+        let is_same_place = (cache_id, directory, root) == (&other.cache_id, &other.directory, &other.root);
         (chain, diff, parent, damage) == (&other.chain, &other.diff, &other.parent, &other.damage)
-            && is_same_place
+            && (is_same_place, *stamp) == (true, other.stamp)
             && is_same_size
     }
 }
@@ -550,5 +566,30 @@ impl Image {
     #[must_use]
     pub fn step_of(&self, index: usize) -> Option<&Step> {
         self.history.iter().filter(|step| !step.is_empty).nth(index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_changed_a_moment_ago_is_fresh() {
+        let now = Duration::new(1_000_000, 500_000_000);
+        let changed_at = |seconds, nanoseconds| {
+            let changed = Timestamp { seconds, nanoseconds };
+            Generation::of(vec![Stamp { changed, ..Stamp::default() }, Stamp::default()])
+        };
+        for (seconds, nanoseconds, is_fresh) in [
+            (1_000_000, 499_000_000, true),
+            (1_000_000, 501_000_000, true),
+            (1_000_000, 400_000_000, false),
+            (999_999, 0, false),
+            (2_000_000, 0, false),
+            (i64::MAX, 0, false),
+            (-5, 0, false),
+        ] {
+            assert_eq!(changed_at(seconds, nanoseconds).is_fresh_at(now), is_fresh, "{seconds}.{nanoseconds}");
+        }
     }
 }

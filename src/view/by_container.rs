@@ -42,7 +42,7 @@ pub(super) fn names(catalogue: &Catalogue) -> BTreeMap<Name, ContainerId> {
 
 /// Whether what is wrong with a container may be but the middle of a change.
 fn is_doubtful(snapshot: &Snapshot, container: &Container) -> bool {
-    container.damage.iter().any(|damage| snapshot.doubtful.contains(damage))
+    container.damage.iter().any(|damage| snapshot.is_doubtful(damage))
 }
 
 #[derive(Debug)]
@@ -52,17 +52,27 @@ impl ByContainer {
     fn node(&self, snapshot: &Snapshot, id: &ContainerId) -> Option<Entry> {
         let catalogue = &snapshot.catalogue;
         let container = Arc::clone(catalogue.containers.get(id)?);
-        let layering = self.0.layering(container.changes.as_ref());
-        let chains = match container.parent {
-            // The damage file says what is wrong.
-            Some(top) if layering == Layering::Deltas && catalogue.stack(&top).is_err() => Vec::new(),
-            Some(top) => catalogue.chains(top),
-            None => Vec::new(),
-        };
-        let layers = Layers::of(snapshot, chains.into_iter().rev());
         let image = container.image.and_then(|id| catalogue.images.get(&id)).cloned();
+        let layering = self.0.layering(container.changes.as_ref());
+        let named = image.as_ref().filter(|image| image.has_config && image.top() == container.parent);
+        let chains: Option<Vec<_>> = match (named, container.parent) {
+            // The image names its layers, also those that the store has lost.
+            (Some(image), _) => Some(image.layers.iter().map(|layer| layer.chain).collect()),
+            (None, Some(top)) if layering == Layering::Deltas && catalogue.stack(&top).is_err() => None,
+            (None, Some(top)) => Some(catalogue.chains(top).into_iter().rev().collect()),
+            (None, None) => Some(Vec::new()),
+        };
+        let has_layers = chains.is_some();
+        let layers = Layers::of(snapshot, chains.unwrap_or_default().into_iter());
         let is_doubtful = is_doubtful(snapshot, &container);
-        Some(Entry::folder(ContainerDir { shared: Arc::clone(&self.0), container, layers, image, is_doubtful }))
+        Some(Entry::folder(ContainerDir {
+            shared: Arc::clone(&self.0),
+            container,
+            layers,
+            has_layers,
+            image,
+            is_doubtful,
+        }))
     }
 
     fn entry(&self, snapshot: &Snapshot, name: &Name) -> Result<Option<Entry>> {
@@ -108,6 +118,8 @@ struct ContainerDir {
     shared: Arc<Shared>,
     container: Arc<Container>,
     layers: Layers,
+    /// Whether these are known.
+    has_layers: bool,
     image: Option<Arc<Image>>,
     /// Whether its damage may be but the middle of a change.
     is_doubtful: bool,
@@ -122,7 +134,8 @@ impl ContainerDir {
             "config.json" => self.config()?,
             "damage" => (!container.damage.is_empty())
                 .then(|| Entry::text(Text::ready(facts::damage(&container.damage), container.stored))),
-            "layers" => Some(self.layers()),
+            "layers" if self.has_layers => Some(self.layers()),
+            "layers" => return Err(self.damaged("its layers are not known")),
             "changes" => container.changes.as_ref().map(|id| self.own(id, container.init.as_ref())).transpose()?,
             "init" => container.init.as_ref().map(|id| self.own(id, None)).transpose()?,
             "merged" => Some(self.merged()?),
@@ -161,6 +174,11 @@ impl ContainerDir {
         }
     }
 
+    fn damaged(&self, otherwise: &str) -> Error {
+        let why = self.container.damage.first().map_or(otherwise, String::as_str);
+        Error::damaged(format!("container {}", self.container.id), why)
+    }
+
     /// What an own layer changes upon the one below, which is the image's top one where it is no other.
     fn own(&self, id: &CacheId, below: Option<&CacheId>) -> Result<Entry> {
         let top = match self.container.parent {
@@ -180,8 +198,8 @@ impl ContainerDir {
 
     fn merged(&self) -> Result<Entry> {
         let container = &self.container;
-        if let Some(why) = container.damage.first() {
-            return Err(Error::damaged(format!("container {}", container.id), why.clone()));
+        if !container.damage.is_empty() || !self.has_layers {
+            return Err(self.damaged("its layers are not known"));
         }
         let store = self.shared.store.as_ref();
         let own = match &container.changes {

@@ -71,6 +71,18 @@ impl ImageDir {
             _ => return Ok(None),
         }))
     }
+
+    /// Makes sure that what is wrong with the image is certain: what it lacks may be there in a moment.
+    ///
+    /// # Errors
+    /// [`Error::Stale`] where it is not.
+    fn settle(&self) -> Result<()> {
+        let known = self.shared.known();
+        if self.image.damage.iter().any(|why| known.is_doubtful(why)) {
+            return Err(Error::Stale { what: format!("image {}", self.image.id) });
+        }
+        Ok(())
+    }
 }
 
 /// A text that stays as it is, unless something is missing in it.
@@ -93,10 +105,16 @@ impl Section for ImageDir {
     }
 
     fn lookup(&self, name: &Name) -> Result<Option<Entry>> {
-        std::str::from_utf8(name.as_bytes()).map_or(Ok(None), |name| self.entry(name))
+        let Ok(name) = std::str::from_utf8(name.as_bytes()) else { return Ok(None) };
+        let found = self.entry(name)?;
+        if found.is_none() && ENTRIES.contains(&name) {
+            self.settle()?;
+        }
+        Ok(found)
     }
 
     fn list(&self) -> Result<Vec<(Name, Entry)>> {
+        self.settle()?;
         let mut entries = Vec::with_capacity(ENTRIES.len());
         for name in ENTRIES {
             entries.extend(self.entry(name)?.map(|entry| (Name::escaped(name.as_bytes()), entry)));
@@ -196,7 +214,7 @@ impl Section for LayersDir {
             return Ok(None);
         };
         if text == digits {
-            self.tree(index, chain, record.as_ref()).map(Some)
+            self.shared.unless_doubtful(self.tree(index, chain, record.as_ref())).map(Some)
         } else {
             self.facts(index, chain, record.as_deref()).map(Some)
         }
@@ -206,7 +224,7 @@ impl Section for LayersDir {
         let mut entries = Vec::with_capacity(self.layers.0.len().saturating_mul(2));
         for (index, (chain, record)) in self.layers.0.iter().enumerate() {
             // A damaged layer has facts, which say what is wrong, and no tree.
-            match undamaged(self.tree(index, chain, record.as_ref()))? {
+            match undamaged(self.shared.unless_doubtful(self.tree(index, chain, record.as_ref())))? {
                 Some(tree) => entries.push((Name::escaped(index.to_string().as_bytes()), tree)),
                 // The kernel keeps this listing: it must not lack what was there when the store was read.
                 None if self.is_sound(index, record.as_ref()) => {

@@ -12,7 +12,7 @@ use crate::digest::{ChainId, ImageId};
 use crate::error::{Error, Result};
 use crate::meta::Timestamp;
 use crate::name::Name;
-use crate::store::List;
+use crate::store::{Catalogue, List, Standing};
 
 /// The folder of unions.
 pub(super) fn merged(shared: &Arc<Shared>) -> Entry {
@@ -111,20 +111,32 @@ impl Merged {
         let catalogue = &snapshot.catalogue;
         catalogue.has_all(List::Images)?;
         // Where it is certain that no references can be read, images are still found by their IDs.
-        if catalogue.unread.get(&List::References).is_some_and(|why| snapshot.doubtful.contains(why)) {
+        if catalogue.unread.get(&List::References).is_some_and(|why| snapshot.is_doubtful(why)) {
             catalogue.has_all(List::References)?;
         }
         let mut entries = Vec::new();
         for (name, id) in snapshot.merged.list(&self.path) {
             let node = match id {
                 // The union of a damaged image would be wrong; status and the image's directory say why it is absent.
-                Some(id) => undamaged(self.image(snapshot, &id))?.flatten(),
+                Some(id) => match self.image(snapshot, &id) {
+                    // An engine that removes an image takes its names first: this one is wanted.
+                    Err(Error::Damaged { what, why })
+                        if snapshot.is_doubtful(&why) && is_referenced(catalogue, &id) =>
+                    {
+                        return Err(Error::Damaged { what, why });
+                    }
+                    node => undamaged(node)?.flatten(),
+                },
                 None => Some(self.directory(self.below(&name))),
             };
             entries.extend(node.map(|node| (name, node)));
         }
         Ok(entries)
     }
+}
+
+fn is_referenced(catalogue: &Catalogue, id: &ImageId) -> bool {
+    catalogue.images.get(id).is_some_and(|image| image.standing == Standing::Referenced)
 }
 
 impl Section for Merged {

@@ -151,6 +151,8 @@ struct Seen {
     damage: Sightings,
     /// When a reading began that showed nothing new, since some of it could not be read.
     held_back: Option<Instant>,
+    /// When the first of such readings began, if there was none that showed something.
+    held_since: Option<Instant>,
 }
 
 /// What is wrong, and how, and since when that was seen.
@@ -185,8 +187,10 @@ struct Snapshot {
     /// When the reading began, and how much was read.
     begun: Instant,
     reading: Reading,
-    /// Damage that is not certain, as objects that suffer from it tell it: `what: why`.
-    doubtful: BTreeSet<String>,
+    /// Whether there is damage that is not certain.
+    is_in_doubt: bool,
+    /// Damage that is certain, as objects that suffer from it tell it: `what: why`.
+    certain: BTreeSet<String>,
     generation: Generation,
     /// The time that folders show whose names come and go: another one in each state, since the kernel keeps a listing
     /// until its directory has another time.
@@ -213,7 +217,7 @@ impl View {
         let store: Arc<dyn Store> = store.into();
         let snapshot = Snapshot::read_calmly(store.as_ref(), None, Reading::Whole, &Sightings::new())?;
         let damage = snapshot.catalogue.damage.iter().map(|damage| (key(damage), Since::Long)).collect();
-        let seen = Mutex::new(Seen { damage, held_back: None });
+        let seen = Mutex::new(Seen { damage, held_back: None, held_since: None });
         let snapshot = RwLock::new(Arc::new(snapshot));
         let (rescans, told) = (AtomicU64::new(0), status::Told::default());
         Ok(Self { shared: Arc::new(Shared { store, options, snapshot, rescans, told, seen }) })
@@ -315,7 +319,7 @@ impl Shared {
     fn is_current(&self, known: &Snapshot) -> bool {
         match self.store.generation() {
             Ok(generation) => {
-                let is_doubtful = !known.doubtful.is_empty() && known.begun.elapsed() > DOUBT_INTERVAL;
+                let is_doubtful = known.is_in_doubt && known.begun.elapsed() > DOUBT_INTERVAL;
                 generation == known.generation && known.is_settled && !is_doubtful
             }
             Err(error) => {
@@ -343,15 +347,24 @@ impl Shared {
             Ok(mut fresh) => {
                 log::debug!("the store was read again");
                 self.rescans.fetch_add(1, Ordering::Relaxed);
-                seen.damage = look_again(&fresh.catalogue.damage, &seen.damage);
-                let is_lately = |damage: &&Damage| seen.damage.get(&key(damage)).is_some_and(Since::is_lately);
-                let doubtful: Vec<&Damage> = fresh.catalogue.damage.iter().filter(is_lately).collect();
-                if let Some(damage) = doubtful.iter().find(|damage| damage.is_unreadable) {
+                let sightings = look_again(&fresh.catalogue.damage, &seen.damage);
+                let is_lately = |damage: &&Damage| sightings.get(&key(damage)).is_some_and(Since::is_lately);
+                let (doubtful, certain): (Vec<_>, Vec<_>) = fresh.catalogue.damage.iter().partition(is_lately);
+                // Not for long, as there may be something new that cannot be read again and again.
+                let is_patient = seen.held_since.is_none_or(|since| since.elapsed() < CERTAIN_AFTER);
+                let is_held_back = reading == Reading::Changes && is_patient;
+                let held_back = doubtful.iter().find(|damage| damage.is_unreadable).filter(|_| is_held_back);
+                let held_back = held_back.map(ToString::to_string);
+                fresh.is_in_doubt = !doubtful.is_empty();
+                fresh.certain = certain.into_iter().map(ToString::to_string).collect();
+                seen.damage = sightings;
+                if let Some(damage) = held_back {
                     log::debug!("the store is shown as it was, since this may pass: {damage}");
                     seen.held_back = Some(fresh.begun);
+                    seen.held_since.get_or_insert(fresh.begun);
                     return known;
                 }
-                fresh.doubtful = doubtful.into_iter().map(ToString::to_string).collect();
+                seen.held_since = None;
                 let fresh = Arc::new(fresh);
                 *self.snapshot.write() = Arc::clone(&fresh);
                 fresh
@@ -373,7 +386,7 @@ impl Shared {
         let mut states = 1_usize;
         loop {
             let (what, is_doubtful) = match make(&snapshot) {
-                Err(Error::Damaged { what, why }) if snapshot.doubtful.contains(&why) => (what, true),
+                Err(Error::Damaged { what, why }) if snapshot.is_doubtful(&why) => (what, true),
                 Err(Error::Stale { what }) => (what, false),
                 answer => return answer,
             };
@@ -393,9 +406,18 @@ impl Shared {
         id.map_or(Layering::Deltas, |id| self.store.layering(id))
     }
 
+    /// An answer that says of what may be whole in a moment that it is gone, and not that it is damaged.
+    fn unless_doubtful<T>(&self, answer: Result<T>) -> Result<T> {
+        match answer {
+            Err(Error::Damaged { what, why }) if self.known().is_doubtful(&why) => Err(Error::Stale { what }),
+            answer => answer,
+        }
+    }
+
     /// Opens the directory of a layer that is not damaged.
     fn layer(&self, record: &LayerRecord) -> Result<Layer> {
-        self.store.layer(directory_of(record)?)
+        let layer = self.store.layer(directory_of(record)?)?;
+        Ok(record.root.into_iter().fold(layer, Layer::within))
     }
 
     /// The root of the union of these layers, top first, under a container's own where there are any.
@@ -481,6 +503,11 @@ fn look_again(damage: &[Damage], before: &Sightings) -> Sightings {
 }
 
 impl Snapshot {
+    /// Whether something that is damaged for this reason may be whole in a moment.
+    fn is_doubtful(&self, why: &str) -> bool {
+        self.is_in_doubt && !self.certain.contains(why)
+    }
+
     /// Reads the store, and again after a pause where there is new damage but the store changed meanwhile: a layer may be
     /// looked for before it is listed, and its image after.
     fn read_calmly(store: &dyn Store, known: Option<&Self>, reading: Reading, seen: &Sightings) -> Result<Self> {
@@ -535,7 +562,8 @@ impl Snapshot {
             state,
             begun,
             reading,
-            doubtful: BTreeSet::new(),
+            is_in_doubt: false,
+            certain: catalogue.damage.iter().map(ToString::to_string).collect(),
             time,
             tags: NameTree::tags(&catalogue),
             digests: NameTree::digests(&catalogue),

@@ -264,6 +264,8 @@ pub fn for_other_users() -> tempfile::TempDir {
     let mut store = StoreBuilder::new(open.path().join("store"));
     let layers = store.chain(1);
     fs::write(layers[0].diff_dir().join("hello"), "good\n").unwrap();
+    // A rootless engine's marks, by which its store is told from a copy of one of root's.
+    rustix::fs::setxattr(layers[0].diff_dir(), "user.overlay.impure", b"y", rustix::fs::XattrFlags::empty()).unwrap();
     let image = store.image(&layers);
     store.tag("good:1", &image);
     store.finish();

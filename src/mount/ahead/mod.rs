@@ -15,6 +15,7 @@ mod walks;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 use std::thread;
+use std::time::Instant;
 
 use fuser::{INodeNo, Notifier};
 use parking_lot::{Condvar, Mutex};
@@ -67,7 +68,7 @@ impl Ahead {
     pub(super) fn was_asked(&self, parent: Key, dir: Key, listing: &Listing) {
         let above = self.0.listings.kept(parent);
         let mut state = self.0.state.lock();
-        if state.walks.was_asked(parent, dir, listing, above) {
+        if state.walks.was_asked(Instant::now(), (parent, dir), listing, above) {
             if !state.are_running {
                 state.are_running = true;
                 self.start();
@@ -86,7 +87,7 @@ impl Ahead {
 
     /// Notes that a small file was asked for that was found in this directory.
     pub(super) fn was_read(&self, dir: Key) {
-        self.0.state.lock().walks.was_read(dir);
+        self.0.state.lock().walks.was_read(Instant::now(), dir);
     }
 
     fn start(&self) {
@@ -115,7 +116,7 @@ impl Shared {
             let Some(job) = state.walks.next() else {
                 if self.more.wait_for(&mut state, IDLE).timed_out() {
                     buffer = Vec::new();
-                    if state.walks.tidy() {
+                    if state.walks.tidy(Instant::now()) {
                         drop(state);
                         self.listings.clear();
                         crate::sys::release_memory();
@@ -216,7 +217,7 @@ fn unless_panic<T>(work: impl FnOnce() -> Result<T>) -> Option<T> {
 mod tests {
     use std::collections::BTreeSet;
     use std::sync::mpsc::channel;
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use super::*;
     use crate::mount::fake::{self, Dir};

@@ -125,8 +125,14 @@ impl Walks {
 
     /// Notes that the listing of a directory was asked for; `above` is the kept listing of the directory that holds it.
     /// Answers whether there may be something to do.
-    pub(super) fn was_asked(&mut self, parent: Key, dir: Key, listing: &Listing, above: Option<Arc<Listing>>) -> bool {
-        let place = match self.place_of(parent, dir, above) {
+    pub(super) fn was_asked(
+        &mut self,
+        now: Instant,
+        (parent, dir): (Key, Key),
+        listing: &Listing,
+        above: Option<Arc<Listing>>,
+    ) -> bool {
+        let place = match self.place_of(now, (parent, dir), above) {
             Some((walk, place, Stage::Listed(entries))) => {
                 self.tally.directories_used.one();
                 if let Some(walk) = self.walks.get_mut(&walk) {
@@ -142,17 +148,17 @@ impl Walks {
             None => None,
         };
         if let Some(walk) = place.as_ref().and_then(|(walk, _)| self.walks.get_mut(walk)) {
-            walk.moved = Instant::now();
+            walk.moved = now;
         }
         let is_walk = place.is_some();
-        self.asked.put(dir, Asked { when: Instant::now(), is_entered: false, place });
+        self.asked.put(dir, Asked { when: now, is_entered: false, place });
         is_walk
     }
 
     /// Notes that a file was asked for that was found in this directory.
-    pub(super) fn was_read(&mut self, dir: Key) {
+    pub(super) fn was_read(&mut self, now: Instant, dir: Key) {
         if let Some(walk) = self.walk_of(dir) {
-            walk.moved = Instant::now();
+            walk.moved = now;
             walk.credit = walk.credit.saturating_add(FILES_FOR_EACH).min(CREDIT_MAX);
         }
     }
@@ -184,7 +190,12 @@ impl Walks {
     }
 
     /// The place of a directory in a walk that is under way, or that starts here.
-    fn place_of(&mut self, parent: Key, dir: Key, above: Option<Arc<Listing>>) -> Option<(WalkId, Place, Stage)> {
+    fn place_of(
+        &mut self,
+        now: Instant,
+        (parent, dir): (Key, Key),
+        above: Option<Arc<Listing>>,
+    ) -> Option<(WalkId, Place, Stage)> {
         if let Some((walk, place, stage)) = self.coming.remove(&dir) {
             let known = self.walks.get_mut(&walk)?;
             if matches!(stage, Stage::Pending) {
@@ -195,12 +206,12 @@ impl Walks {
         let asked = self.asked.get_mut(&parent)?;
         let is_entered = std::mem::replace(&mut asked.is_entered, true);
         let known = asked.place.clone().filter(|(walk, _)| self.walks.contains(walk));
-        if known.is_none() && !is_entered && asked.when.elapsed() > SOON {
+        if known.is_none() && !is_entered && now.saturating_duration_since(asked.when) > SOON {
             return None;
         }
         let listing = above?;
         let index = listing.entries().iter().position(|entry| entry.held.key() == dir)?;
-        let (walk, place) = known.unwrap_or_else(|| (self.begin(), Place::new()));
+        let (walk, place) = known.unwrap_or_else(|| (self.begin(now), Place::new()));
         self.add(walk, &place, &listing, index.saturating_add(1));
         let own = [place.as_slice(), &[index]].concat();
         if let Some(asked) = self.asked.get_mut(&parent) {
@@ -209,7 +220,7 @@ impl Walks {
         Some((walk, own, Stage::Pending))
     }
 
-    fn begin(&mut self) -> WalkId {
+    fn begin(&mut self, now: Instant) -> WalkId {
         let id = self.next;
         self.next = id.wrapping_add(1);
         log::debug!("walk {id} begins");
@@ -221,7 +232,7 @@ impl Walks {
             credit: 0,
             is_cold: false,
             running: 0,
-            moved: Instant::now(),
+            moved: now,
         };
         if let Some((given_up, _)) = self.walks.push(id, walk) {
             self.coming.retain(|_, (walk, ..)| *walk != given_up);
@@ -309,9 +320,9 @@ impl Walks {
     }
 
     /// Gives up walks that stand still; answers whether none is left because of that.
-    pub(super) fn tidy(&mut self) -> bool {
-        let idle: Vec<WalkId> =
-            self.walks.iter().filter(|(_, walk)| walk.moved.elapsed() > IDLE).map(|(id, _)| *id).collect();
+    pub(super) fn tidy(&mut self, now: Instant) -> bool {
+        let is_idle = |walk: &Walk| now.saturating_duration_since(walk.moved) > IDLE;
+        let idle: Vec<WalkId> = self.walks.iter().filter(|(_, walk)| is_idle(walk)).map(|(id, _)| *id).collect();
         for id in &idle {
             log::debug!("walk {id} stands still");
             self.walks.pop(id);
@@ -337,11 +348,14 @@ mod tests {
         /// Each directory's number, with that of the directory that holds it.
         by_path: BTreeMap<String, (Key, Arc<Held>)>,
         paths: HashMap<Key, String>,
+        /// Stands still, however long the machine takes.
+        now: Instant,
     }
 
     impl Scene {
         fn of(tree: Entry) -> Self {
-            let mut scene = Self { walks: Walks::new(Arc::default()), by_path: BTreeMap::new(), paths: HashMap::new() };
+            let walks = Walks::new(Arc::default());
+            let mut scene = Self { walks, by_path: BTreeMap::new(), paths: HashMap::new(), now: Instant::now() };
             scene.know("", Key::root(), &fake::top(tree));
             scene
         }
@@ -368,11 +382,11 @@ mod tests {
         fn ask(&mut self, path: &str) -> bool {
             let above = path.rsplit_once('/').map_or("", |(above, _)| above);
             let above = (!path.is_empty()).then(|| self.listing(above));
-            self.walks.was_asked(self.by_path[path].0, self.key(path), &self.listing(path), above)
+            self.walks.was_asked(self.now, (self.by_path[path].0, self.key(path)), &self.listing(path), above)
         }
 
         fn was_read(&mut self, dir: &str) {
-            self.walks.was_read(self.key(dir));
+            self.walks.was_read(self.now, self.key(dir));
         }
 
         /// The kernel was given all of a listing.
@@ -431,10 +445,6 @@ mod tests {
         Dir::of((0..directories).map(|number| (format!("{number:06}"), fake::empty())))
     }
 
-    fn long_ago(time: Duration) -> Instant {
-        Instant::now().checked_sub(time * 2).unwrap()
-    }
-
     #[test]
     fn a_lone_listing_starts_nothing() {
         for alone in ["", "a", "c/d"] {
@@ -467,8 +477,7 @@ mod tests {
     fn a_subdirectory_long_after_begins_none_but_another_one_does() {
         let mut scene = Scene::of(tree());
         scene.ask("");
-        let top = scene.key("");
-        scene.walks.asked.get_mut(&top).unwrap().when = long_ago(SOON);
+        scene.now += SOON * 2;
         assert!(!scene.ask("a"));
         assert!(scene.work_off().is_empty());
         assert!(scene.ask("b"));
@@ -480,9 +489,9 @@ mod tests {
         let mut scene = Scene::of(tree());
         scene.ask("");
         let (top, a) = (scene.key(""), scene.key("a"));
-        assert!(!scene.walks.was_asked(top, a, &scene.listing("a"), None));
+        assert!(!scene.walks.was_asked(scene.now, (top, a), &scene.listing("a"), None));
         // Nor with one that does not have it.
-        assert!(!scene.walks.was_asked(top, a, &scene.listing("a"), Some(scene.listing("c"))));
+        assert!(!scene.walks.was_asked(scene.now, (top, a), &scene.listing("a"), Some(scene.listing("c"))));
         assert!(scene.walks.walks.is_empty());
     }
 
@@ -663,14 +672,14 @@ mod tests {
     fn walks_that_stand_still_are_given_up() {
         let mut scene = Scene::of(Dir::of(["a", "b"].map(|name| (name, flat(3).entry()))).entry());
         for name in ["a", "b"] {
+            scene.now += IDLE;
             scene.ask(name);
             scene.ask(&format!("{name}/000000"));
         }
-        scene.walks.tidy();
+        assert!(!scene.walks.tidy(scene.now));
         assert_eq!(scene.walks.walks.len(), 2);
-        let (_, first) = scene.walks.walks.iter_mut().last().unwrap();
-        first.moved = long_ago(IDLE);
-        scene.walks.tidy();
+        scene.now += Duration::from_millis(1);
+        assert!(!scene.walks.tidy(scene.now));
         assert_eq!(scene.work_off(), ["b/000001", "b/000002"]);
         assert_eq!(scene.walks.coming.len(), 2);
     }

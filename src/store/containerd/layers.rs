@@ -11,6 +11,7 @@ use super::snapshotter::{Kind, Snapshot, Snapshots, Snapshotter};
 use crate::digest::{CacheId, ChainId};
 use crate::error::Error;
 use crate::error::Result;
+use crate::meta::Meta;
 use crate::name::TreePath;
 use crate::store::reading::{in_parallel, unread};
 use crate::store::{Catalogue, Damage, ImageLayer, LAYERS_MAX, LayerRecord, Layering, List, Stamp};
@@ -245,6 +246,7 @@ impl<'a> Layout<'a> {
             parent: None,
             cache_id: None,
             directory: None,
+            root: None,
             size_bytes: OnceLock::new(),
             damage: None,
             stamp: Stamp::default(),
@@ -262,6 +264,8 @@ impl<'a> Layout<'a> {
                     false => Some(self.wrong(place, key, "it lies upon another layer than its chain ID says")),
                     true => damage_of(found.snapshotter, &found.id)?,
                 };
+                record.root =
+                    found.snapshotter.find(&found.id).ok().flatten().filter(Meta::is_dir).map(|meta| meta.id());
                 record.cache_id = Some(found.id);
                 wrong
             }

@@ -225,9 +225,9 @@ impl looks::Place for Arc<Place> {
     }
 
     fn layer(&self, record: &LayerRecord) -> Result<Print> {
-        let id = record.cache_id.iter();
-        let stamps = id.map(|id| self.state_of_layer(id, |meta| Stamp::from(meta)));
-        Ok(Print::of(&stamps.collect::<Result<Vec<_>>>()?))
+        let Some(id) = &record.cache_id else { return Ok(Print::of(&[])) };
+        let found = self.of(id).map_or(Ok(None), |snapshotter| snapshotter.find(id));
+        Print::of_layer(&[], found, record)
     }
 
     fn container(&self, container: &Container) -> Result<Print> {
@@ -363,7 +363,7 @@ impl Store for Containerd {
             return Ok(false);
         };
         let Some(snapshotter) = self.place.of(id) else { return Ok(false) };
-        let is_there = snapshotter.find(id)?.is_some_and(|meta| meta.is_dir());
+        let is_there = snapshotter.find(id)?.is_some_and(|meta| record.is_in(&meta));
         Ok(is_there && snapshotter.lists(&key.name, id)?)
     }
 

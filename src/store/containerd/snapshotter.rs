@@ -178,20 +178,17 @@ impl Snapshotter {
         self.tree_of(id).map_or(Ok(None), |tree| self.root.stat(&tree))
     }
 
-    /// Looks whether a snapshot's directory is there.
+    /// Looks whether a snapshot's directory is there; answers its attributes.
     ///
     /// # Errors
     /// [`Error::Damaged`] where it is not, or is no directory.
-    pub(super) fn check(&self, id: &CacheId) -> Result<()> {
+    pub(super) fn check(&self, id: &CacheId) -> Result<Meta> {
         let Some(tree) = self.tree_of(id) else { return Err(Error::damaged(id.as_str(), "no snapshot")) };
         let gate = self.gates.known(id);
         let doing = || format!("reach {}", self.root.shown(&tree));
         let _inside = gate.as_ref().map(|gate| gate.enter()).transpose().map_err(Error::io(doing))?;
-        if let Ok(Some(_directory)) = self.root.folder(&tree) {
-            return Ok(());
-        }
         match self.root.stat(&tree)? {
-            Some(meta) if meta.is_dir() => Ok(()),
+            Some(meta) if meta.is_dir() => Ok(meta),
             Some(_) => Err(Error::damaged(self.root.shown(&tree), "the snapshot is not a directory")),
             None => Err(Error::damaged(self.root.shown(&tree), "the snapshot's directory is gone")),
         }

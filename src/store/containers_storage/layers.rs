@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::lists::ListedLayer;
 use crate::digest::{ChainId, DiffId, StorageLayerId};
+use crate::meta::Meta;
 use crate::store::driver::Driver;
 use crate::store::{Damage, ImageLayer, LAYERS_MAX, LayerRecord, Stamp};
 
@@ -152,6 +153,7 @@ impl Keys {
                 diff: layer.diff.or_else(|| self.diffs.get(id).copied()),
                 parent: layer.parent.and_then(|parent| self.of(&parent)),
                 directory: Some(driver.directory(&cache_id)),
+                root: driver.find(&cache_id).ok().flatten().filter(Meta::is_dir).map(|meta| meta.id()),
                 cache_id: Some(cache_id),
                 size_bytes,
                 damage: damage.get(id).map(ToString::to_string).or_else(|| self.unnamed_parent(layer)),

@@ -257,11 +257,8 @@ impl looks::Place for Place {
     }
 
     fn layer(&self, record: &LayerRecord) -> Result<Print> {
-        let mut stamps = Vec::new();
-        if let Some(id) = &record.cache_id {
-            stamps.push(state_of(self.0.driver.find(id).map(|found| found.as_ref().map(Stamp::from)))?);
-        }
-        Ok(Print::of(&stamps))
+        let Some(id) = &record.cache_id else { return Ok(Print::of(&[])) };
+        Print::of_layer(&[], self.0.driver.find(id), record)
     }
 
     fn container(&self, container: &Container) -> Result<Print> {
@@ -302,7 +299,7 @@ impl Storage {
                 return Ok(None);
             }
             match driver.check(&id) {
-                Ok(()) => Ok(None),
+                Ok(_) => Ok(None),
                 Err(error) => Damage::from_error(driver.root(), &path(id.as_str()), error).map(Some),
             }
         });
@@ -445,7 +442,7 @@ impl Store for Storage {
         }
         match self.places.driver.check(id) {
             Err(Error::Damaged { .. }) => Ok(false),
-            answer => answer.map(|()| true),
+            answer => answer.map(|found| record.is_in(&found)),
         }
     }
 

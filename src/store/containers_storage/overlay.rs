@@ -106,7 +106,7 @@ impl Driver for Overlay {
         self.layers.find(id)
     }
 
-    fn check(&self, id: &CacheId) -> Result<()> {
+    fn check(&self, id: &CacheId) -> Result<Meta> {
         // Behind the layer's gate, which what comes after is not.
         let checked = self.layers.check(id);
         if matches!(&checked, Err(error) if error.is_transient()) {

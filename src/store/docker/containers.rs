@@ -119,7 +119,7 @@ impl Containers {
         Ok(Some(folder))
     }
 
-    /// The data root, for messages.
+    /// The data root.
     pub(in crate::store) fn data_root(&self) -> &Root {
         &self.data_root
     }
@@ -319,13 +319,13 @@ fn layers(image: &Root, driver: &dyn Driver, catalogue: &Catalogue, container: &
     container.changes = Some(changes.clone());
     container.init = layerdb::field(&entry, "init-id")?;
     container.parent = layerdb::field::<ChainId>(&entry, "parent")?;
-    layerdb::check(driver, &changes, || file("mount-id"))?;
+    let _changes = layerdb::check(driver, &changes, || file("mount-id"))?;
     let top = container.parent.and_then(|top| catalogue.layers.get(&top)?.cache_id.as_ref());
     driver.check_container(&changes, container.init.as_ref(), top)?;
     match &container.init {
         // A whole tree has it all; of zfs and devicemapper this one is not even mounted.
         Some(_) if driver.layering() == Layering::Trees => {}
-        Some(init) => layerdb::check(driver, init, || file("init-id"))?,
+        Some(init) => drop(layerdb::check(driver, init, || file("init-id"))?),
         // The engine names it so. Without it files of the image would show that the container does not see.
         None => match format!("{}-init", changes.as_str()).parse() {
             Ok(init) if driver.find(&init)?.is_some() => return Err(missing("init-id")),

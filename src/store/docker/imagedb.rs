@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{JSON_MAX, blame, ids, in_parallel, layerdb, path, repositories, sound_ids};
+use super::{JSON_MAX, blame, ids, in_parallel, layerdb, path, repositories, sound_ids, unread};
 use crate::digest::{ChainId, ImageId};
 use crate::error::{Error, Result};
 use crate::meta::Timestamp;
@@ -26,6 +26,10 @@ pub(super) fn read(
 ) -> Result<()> {
     let stored = sound_ids(image, &path(CONTENT), ImageId::from_hex, List::Images, catalogue)?;
     let stored: BTreeSet<ImageId> = stored.into_iter().collect();
+    // The engine makes this folder when it starts for the first time.
+    if stored.is_empty() && image.stat(&path(CONTENT)).is_ok_and(|found| found.is_none()) {
+        unread(catalogue, List::Images, Damage::of(image.shown(&path(CONTENT)), "missing"));
+    }
     if references.is_none() && !stored.is_empty() {
         catalogue.damage.push(Damage::of(image.shown(&path(repositories::FILE)), "missing, so no image has a name"));
     }
@@ -73,6 +77,13 @@ pub(super) fn read(
         images.push((id, found));
     }
     catalogue.images = images.into_iter().collect();
+    // It makes that of layers with the first layer.
+    if catalogue.layers.is_empty()
+        && catalogue.images.values().any(|image| !image.layers.is_empty())
+        && image.stat(&path(layerdb::LAYERS)).is_ok_and(|found| found.is_none())
+    {
+        unread(catalogue, List::Layers, Damage::of(image.shown(&path(layerdb::LAYERS)), "missing"));
+    }
     blame(catalogue, damage);
     catalogue.references = references;
     Ok(())

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use super::{FIELD_MAX, in_parallel, path, sound_ids};
 use crate::digest::{CacheId, ChainId, DiffId};
 use crate::error::{Error, Result};
+use crate::meta::Meta;
 use crate::name::{Name, TreePath};
 use crate::root::{Folder, Root};
 use crate::store::driver::Driver;
@@ -67,6 +68,7 @@ impl Reader<'_> {
             parent: None,
             cache_id: None,
             directory: None,
+            root: None,
             size_bytes: OnceLock::new(),
             damage: None,
             stamp: Stamp::default(),
@@ -129,6 +131,20 @@ fn name(text: &str) -> Name {
 }
 
 fn fill(entry: &Folder<'_>, driver: &dyn Driver, record: &mut LayerRecord) -> Result<()> {
+    let found = read_fields(entry, driver, record).and_then(|id| check(driver, &id, || entry.shown(&name("cache-id"))));
+    record.root = match &found {
+        Ok(root) => Some(root.id()),
+        // Also of a layer that is not shown it is watched whether the directory stays the same.
+        Err(_) => {
+            let named = record.cache_id.as_ref().and_then(|id| driver.find(id).ok().flatten());
+            named.filter(Meta::is_dir).map(|root| root.id())
+        }
+    };
+    found.map(drop)
+}
+
+/// Reads all fields of an entry, and answers the one that names the layer's directory.
+fn read_fields(entry: &Folder<'_>, driver: &dyn Driver, record: &mut LayerRecord) -> Result<CacheId> {
     let wrong = |field: &str, why: &str| Error::damaged(entry.shown(&name(field)), why);
     // Every field is read before the first wrong one is reported, so that a damaged layer tells what it can.
     let diff: Result<Option<DiffId>> = field(entry, "diff");
@@ -144,15 +160,14 @@ fn fill(entry: &Folder<'_>, driver: &dyn Driver, record: &mut LayerRecord) -> Re
     if computed != record.chain {
         return Err(wrong("parent", &format!("with the diff ID beside it, it belongs to the chain ID {computed}")));
     }
-    let cache_id = cache_id?.ok_or_else(|| wrong("cache-id", "missing"))?;
-    check(driver, &cache_id, || entry.shown(&name("cache-id")))
+    cache_id?.ok_or_else(|| wrong("cache-id", "missing"))
 }
 
-/// Looks whether a layer's directory is there; what is wrong may be the file that names it.
+/// Looks whether a layer's directory is there, and answers its attributes; what is wrong may be the file that names it.
 ///
 /// # Errors
 /// [`Error::Damaged`] where it is not there.
-pub(super) fn check(driver: &dyn Driver, id: &CacheId, named_in: impl FnOnce() -> String) -> Result<()> {
+pub(super) fn check(driver: &dyn Driver, id: &CacheId, named_in: impl FnOnce() -> String) -> Result<Meta> {
     driver.check(id).map_err(|error| match error {
         Error::Damaged { what, why } => Error::damaged(what, format!("{why}; it is named in {}", named_in())),
         other => other,

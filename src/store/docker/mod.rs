@@ -24,6 +24,7 @@ mod repositories;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -31,11 +32,12 @@ use super::containerd;
 use super::driver::{DRIVERS, Driver};
 use super::looks::Looks;
 use super::reading::{JSON_MAX, blame, ids, in_parallel, path, sound_ids, stamp_of, unread};
-use super::{Catalogue, Damage, Generation, LayerRecord, Layering, Options, Stamp, Store};
+use super::{Catalogue, Damage, Generation, LayerRecord, Layering, List, Options, Stamp, Store};
 use crate::digest::{CacheId, ChainId, ContainerId, ImageId};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::layer::difference::Life;
+use crate::meta::FileId;
 use crate::name::TreePath;
 use crate::root::{Root, Space};
 use containers::Containers;
@@ -43,6 +45,20 @@ use place::Place;
 
 /// The largest of layerdb's small files that is read, in bytes.
 const FIELD_MAX: usize = 4096;
+/// A folder that is held, and what was at its name: not the folder itself where a mount lies upon it.
+#[derive(Debug)]
+struct HeldFolder {
+    path: TreePath,
+    found: Option<FileId>,
+}
+
+impl HeldFolder {
+    fn new(data_root: &Root, path: TreePath) -> Result<Self> {
+        let found = data_root.stat(&path)?.map(|meta| meta.id());
+        Ok(Self { path, found })
+    }
+}
+
 /// A data root with one graph driver.
 #[derive(Debug)]
 struct Docker {
@@ -55,6 +71,10 @@ struct Docker {
     looks: Looks,
     /// Guards what was found wrong when it was asked for, by the layer; held only to copy or change it.
     noticed: Mutex<BTreeMap<ChainId, Damage>>,
+    /// How often that changed.
+    notices: AtomicU64,
+    /// The folders that are held, where they were found in the data root.
+    held: Vec<HeldFolder>,
 }
 
 /// Opens a data root; `None` where the directory is none.
@@ -102,11 +122,33 @@ pub fn open(data_root: Root, options: &Options) -> Result<Option<Box<dyn Store>>
         skipped.push(Damage::of(data_root.shown(&path(containerd::MANAGED)), why));
     }
     let image = Arc::new(image.sub(&path(name))?);
+    let held = [path(&format!("image/{name}")), path(name)];
+    let held = held.into_iter().map(|path| HeldFolder::new(&data_root, path)).collect::<Result<Vec<_>>>()?;
     let driver: Arc<dyn Driver> = opener(&data_root, options)?.into();
     let containers = Arc::new(Containers::new(data_root)?);
     let place = Place { image: Arc::clone(&image), containers: Arc::clone(&containers), driver: Arc::clone(&driver) };
     let looks = Looks::new(place);
-    Ok(Some(Box::new(Docker { image, containers, driver, skipped, looks, noticed: Mutex::default() })))
+    Ok(Some(Box::new(Docker {
+        image,
+        containers,
+        driver,
+        skipped,
+        looks,
+        noticed: Mutex::default(),
+        notices: AtomicU64::new(0),
+        held,
+    })))
+}
+
+/// Which file is at a path, without its times.
+///
+/// # Errors
+/// Transient ones.
+fn stamp_of_place(root: &Root, path: &TreePath) -> Result<Option<Stamp>> {
+    match root.stat(path) {
+        Err(error) if error.is_transient() => Err(error),
+        found => Ok(found.ok().flatten().map(|meta| Stamp::of_changes(meta.inode))),
+    }
 }
 
 impl Store for Docker {
@@ -120,7 +162,11 @@ impl Store for Docker {
 
     fn generation(&self) -> Result<Generation> {
         self.looks.take();
-        let mut stamps = vec![Stamp::of_changes(self.looks.changes()), Stamp::of_changes(self.noticed_count())];
+        let mut stamps =
+            vec![Stamp::of_changes(self.looks.changes()), Stamp::of_changes(self.notices.load(Ordering::Acquire))];
+        for folder in &self.held {
+            stamps.extend(stamp_of_place(self.containers.data_root(), &folder.path)?);
+        }
         for file in [repositories::FILE, imagedb::CONTENT, imagedb::METADATA, layerdb::LAYERS, containers::MOUNTS] {
             stamps.extend(stamp_of(&self.image, &path(file))?);
         }
@@ -142,7 +188,8 @@ impl Store for Docker {
 
     fn layers_generation(&self) -> Result<Generation> {
         let listed = self.image.stat(&path(layerdb::LAYERS))?;
-        Ok(Generation::of(listed.as_ref().map(Stamp::from).into_iter().chain([self.driver.stamp()?]).collect()))
+        let looks = Stamp::of_changes(self.looks.changes());
+        Ok(Generation::of(listed.as_ref().map(Stamp::from).into_iter().chain([self.driver.stamp()?, looks]).collect()))
     }
 
     fn stands(&self, record: &LayerRecord) -> Result<bool> {
@@ -153,7 +200,7 @@ impl Store for Docker {
         let is_same = Stamp::from(&listed) == record.stamp || layerdb::is_of(&self.image, &record.chain, id)?;
         match self.driver.check(id) {
             Err(Error::Damaged { .. }) => Ok(false),
-            answer => answer.map(|()| is_same),
+            answer => answer.map(|found| is_same && record.is_in(&found)),
         }
     }
 
@@ -173,6 +220,12 @@ impl Store for Docker {
         }
         self.tell_noticed(&mut catalogue)?;
         containers::read(&self.image, &self.containers, self.driver.as_ref(), &mut catalogue)?;
+        for damage in self.replaced()? {
+            for list in [List::References, List::Images, List::Layers, List::Containers] {
+                catalogue.unread.insert(list, damage.to_string());
+            }
+            catalogue.damage.push(damage);
+        }
         self.looks.watch(&catalogue, begun);
         Ok(catalogue)
     }
@@ -214,7 +267,7 @@ impl Store for Docker {
             Err(damage) => {
                 // What is wrong with the layer itself is known.
                 if layer.damage.is_none() {
-                    self.noticed.lock().insert(layer.chain, damage);
+                    self.notice(layer.chain, Some(damage));
                 }
                 Ok(None)
             }
@@ -245,8 +298,37 @@ impl Store for Docker {
 }
 
 impl Docker {
-    fn noticed_count(&self) -> u64 {
-        u64::try_from(self.noticed.lock().len()).unwrap_or(u64::MAX)
+    /// The folders that are no longer those which are held, as after the restoration of a backup.
+    ///
+    /// # Errors
+    /// Transient ones.
+    fn replaced(&self) -> Result<Vec<Damage>> {
+        let mut replaced = Vec::new();
+        for HeldFolder { path, found } in &self.held {
+            let data_root = self.containers.data_root();
+            let now = match data_root.stat(path) {
+                Err(error) if error.is_transient() => return Err(error),
+                now => now.ok().flatten(),
+            };
+            if now.map(|meta| meta.id()) != *found {
+                let why = "it was replaced or moved since it was mounted; unmount, and mount again";
+                replaced.push(Damage::of(data_root.shown(path), why));
+            }
+        }
+        Ok(replaced)
+    }
+
+    /// Notes what is wrong with a layer, or that nothing is.
+    fn notice(&self, chain: ChainId, damage: Option<Damage>) {
+        let mut noticed = self.noticed.lock();
+        let before = noticed.get(&chain).cloned();
+        if before != damage {
+            match damage {
+                Some(damage) => drop(noticed.insert(chain, damage)),
+                None => drop(noticed.remove(&chain)),
+            }
+            self.notices.fetch_add(1, Ordering::AcqRel);
+        }
     }
 
     /// Adds what was noticed, as far as it is still so.
@@ -260,7 +342,7 @@ impl Docker {
                     damage.images = users.map(|image| image.id).collect();
                     catalogue.damage.push(damage);
                 }
-                Err(_) | Ok(_) => drop(self.noticed.lock().remove(&chain)),
+                Err(_) | Ok(_) => self.notice(chain, None),
             }
         }
         Ok(())

@@ -34,10 +34,10 @@ impl looks::Place for Place {
         for file in files {
             stamps.push(stamp(&self.image, &file)?);
         }
-        if let Some(id) = &record.cache_id {
-            stamps.push(state_of(self.driver.find(id).map(|found| found.as_ref().map(Stamp::from)))?);
+        match &record.cache_id {
+            Some(id) => Print::of_layer(&stamps, self.driver.find(id), record),
+            None => Ok(Print::of(&stamps)),
         }
-        Ok(Print::of(&stamps))
     }
 
     fn container(&self, container: &Container) -> Result<Print> {

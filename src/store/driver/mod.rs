@@ -67,11 +67,11 @@ pub trait Driver: Debug + Send + Sync {
     /// Where it could not be looked at.
     fn find(&self, id: &CacheId) -> Result<Option<Meta>>;
 
-    /// Looks whether the layer's directory is there.
+    /// Looks whether the layer's directory is there; answers its attributes.
     ///
     /// # Errors
     /// [`crate::error::Error::Damaged`] where it is not, or is no directory.
-    fn check(&self, id: &CacheId) -> Result<()>;
+    fn check(&self, id: &CacheId) -> Result<Meta>;
 
     /// Whether the folder has an `SELinux` label, as all files then have.
     fn is_labelled(&self) -> bool;

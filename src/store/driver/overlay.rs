@@ -173,13 +173,13 @@ impl Driver for Overlay {
         self.root.stat(&self.held(id)?.of(id))
     }
 
-    fn check(&self, id: &CacheId) -> Result<()> {
+    fn check(&self, id: &CacheId) -> Result<Meta> {
         let gate = self.gates.known(id);
         let doing = || format!("reach {}", self.root.shown(&path(id.as_str())));
         let _inside = gate.as_ref().map(|gate| gate.enter()).transpose().map_err(Error::io(doing))?;
         let place = self.held(id)?.of(id);
         match self.root.stat(&place)? {
-            Some(meta) if meta.is_dir() => Ok(()),
+            Some(meta) if meta.is_dir() => Ok(meta),
             Some(_) => Err(Error::damaged(self.root.shown(&place), "the layer is not a directory")),
             None => Err(Error::damaged(self.root.shown(&place), "the layer's directory is gone")),
         }

@@ -73,7 +73,8 @@ impl Gates {
 /// Opens the driver's folder in a data root.
 ///
 /// # Errors
-/// [`Error::Unsupported`] where the marks of deletions are out of this process's sight; [`Error::Io`].
+/// [`Error::Unsupported`] where the marks of deletions are out of this process's sight; [`Error::Damaged`] where there is
+/// no such folder; [`Error::Io`].
 pub fn open(data_root: &Root, options: &Options) -> Result<Box<dyn Driver>> {
     open_as(NAME, data_root, options)
 }
@@ -83,6 +84,12 @@ pub fn open(data_root: &Root, options: &Options) -> Result<Box<dyn Driver>> {
 /// # Errors
 /// As [`open`].
 pub fn open_as(name: &'static str, data_root: &Root, options: &Options) -> Result<Box<dyn Driver>> {
+    if data_root.stat(&path(&[name]))?.is_none() {
+        return Err(Error::damaged(
+            data_root.shown(&TreePath::root()),
+            format!("image/{name} is there, but {name}, which holds the layers, is missing"),
+        ));
+    }
     let root = data_root.sub(&path(&[name]))?;
     let layers = || root.names(&TreePath::root()).map(|names| names.into_iter().map(diff_in).collect());
     let whiteouts = whiteouts(&root, options, &layers)?;
@@ -238,17 +245,13 @@ impl Driver for Overlay2 {
         self.root.stat(&diff_of(id))
     }
 
-    fn check(&self, id: &CacheId) -> Result<()> {
+    fn check(&self, id: &CacheId) -> Result<Meta> {
         let diff = diff_of(id);
         let gate = self.gates.known(id);
         let doing = || format!("reach {}", self.root.shown(&diff));
         let _inside = gate.as_ref().map(|gate| gate.enter()).transpose().map_err(Error::io(doing))?;
-        // The usual answer takes two system calls; what else is there takes a second look.
-        if let Ok(Some(_directory)) = self.root.folder(&diff) {
-            return Ok(());
-        }
         match self.root.stat(&diff)? {
-            Some(meta) if meta.is_dir() => Ok(()),
+            Some(meta) if meta.is_dir() => Ok(meta),
             Some(_) => Err(Error::damaged(self.root.shown(&diff), "the layer is not a directory")),
             None => Err(Error::damaged(self.root.shown(&diff), "the layer's directory is gone")),
         }

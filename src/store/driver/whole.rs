@@ -243,15 +243,15 @@ impl Driver for Whole {
         self.tree_of(id).map_or(Ok(None), |(root, base)| root.stat(&base))
     }
 
-    fn check(&self, id: &CacheId) -> Result<()> {
+    fn check(&self, id: &CacheId) -> Result<Meta> {
         let Some((root, base)) = self.tree_of(id) else {
-            return self.tree(id).map(drop);
+            return self.tree(id).and(Err(Error::Stale { what: id.to_string() }));
         };
         let gate = self.gates.known(id);
         let doing = || format!("reach {}", root.shown(&base));
         let _inside = gate.as_ref().map(|gate| gate.enter()).transpose().map_err(Error::io(doing))?;
         match root.stat(&base)? {
-            Some(meta) if meta.is_dir() => Ok(()),
+            Some(meta) if meta.is_dir() => Ok(meta),
             Some(_) => Err(Error::damaged(root.shown(&base), "the layer is not a directory")),
             None => Err(Error::damaged(root.shown(&base), "the layer's directory is gone")),
         }
