@@ -2,7 +2,8 @@
 //!
 //! A union is a stack of layers, top first. What it shows is what kernel overlayfs shows for the same directories
 //! (`ovl_lookup()` in `fs/overlayfs/namei.c`, Linux 6.18), with `redirect_dir=follow` and `metacopy=on` where the
-//! layers' attributes are `trusted.`, and with neither where they are `user.` (mount option `userxattr`).
+//! layers' attributes are `trusted.`, and with neither where they are `user.` (mount option `userxattr`). Layers of aufs
+//! and fuse-overlayfs are united by the same rule, which asks [`Whiteouts`](crate::layer::Whiteouts) where theirs differs.
 //!
 //! A directory of the union is the list of the layers' directories that contribute to it ([`UnionDir`]). The rule
 //! walks the contributors of the *parent*, top first, so every whiteout, opaque mark and file above an ancestor is
@@ -199,6 +200,8 @@ struct Seen {
     /// Which of the directory's contributors has it.
     contributor: usize,
     meta: Meta,
+    /// Whether that is a file beside it by which the contributor says that the name is deleted.
+    is_mark: bool,
 }
 
 /// What the layers above have settled.
@@ -230,15 +233,21 @@ impl Union {
         &self.layers
     }
 
-    /// The root directory: all layers' roots, whatever marks they bear. `None` for a union of no layers.
+    /// The root directory: all layers' roots, down to one that hides those below. `None` for a union of no layers.
     ///
     /// # Errors
     /// Where the topmost root could not be read; [`Error::Damaged`] where it is gone.
     pub fn root(&self) -> Result<Option<Found>> {
         let Some(top) = self.layers.first() else { return Ok(None) };
         let (root, meta) = (TreePath::root(), top.root()?);
-        let parts = (0..self.layers.len()).map(|layer| Arc::new(Part { layer, path: root.clone() })).collect();
-        Ok(Some(directory(parts, meta)))
+        let mut parts = Vec::with_capacity(self.layers.len());
+        for (index, layer) in self.layers.iter().enumerate() {
+            parts.push(Arc::new(Part { layer: index, path: root.clone() }));
+            if layer.is_opaque_root()? {
+                break;
+            }
+        }
+        Ok(Some(directory(parts.into(), meta)))
     }
 
     /// What a name in a directory stands for; `None` where the union has no such name.
@@ -256,22 +265,40 @@ impl Union {
     pub fn list(&self, dir: &UnionDir) -> Result<Listing> {
         // The names by their places in `seen`, so that little is moved in sorting.
         let (mut names, mut seen) = (Vec::new(), Vec::new());
-        let mut settled = HashSet::new();
+        let (mut settled, mut directories) = (HashSet::new(), HashSet::new());
         for (contributor, part) in dir.parts.iter().enumerate() {
             let layer = self.layer(part)?;
             let is_last = contributor.saturating_add(1) == dir.parts.len();
+            let whiteouts = layer.whiteouts();
             let listed = layer.tree().list(&part.path, &|name| !settled.contains(name))?;
             if seen.len().saturating_add(listed.len()) > NAMES_MAX {
                 return Err(too_many(&format!("{:?}", part.path)));
             }
             names.reserve(listed.len());
             seen.reserve(listed.len());
+            if whiteouts.has_named_marks() {
+                // Before what they delete, which may be beside them.
+                for (mark, meta) in &listed {
+                    let Some(name) = whiteouts.marked_by(mark) else { continue };
+                    if !is_last {
+                        settled.insert(name.clone());
+                    }
+                    names.push((name, seen.len()));
+                    seen.push(Seen { contributor, meta: *meta, is_mark: true });
+                }
+            }
             for (name, meta) in listed {
-                if !is_last && layer.whiteouts().ends_search(&meta) {
+                if whiteouts.is_reserved(&name) {
+                    continue;
+                }
+                if !is_last && whiteouts.ends_search(&meta) && !directories.contains(&name) {
                     settled.insert(name.clone());
                 }
+                if !is_last && whiteouts.passes_over_files() && meta.is_dir() {
+                    directories.insert(name.clone());
+                }
                 names.push((name, seen.len()));
-                seen.push(Seen { contributor, meta });
+                seen.push(Seen { contributor, meta, is_mark: false });
             }
         }
         names.sort_unstable();
@@ -385,7 +412,7 @@ impl Union {
                 Some(seen) => {
                     let Some(next) = seen.iter().find(|seen| seen.contributor >= index) else { break };
                     index = next.contributor;
-                    Some(next.meta)
+                    Some(*next)
                 }
                 None => None,
             };
@@ -429,7 +456,7 @@ impl Union {
         base: &Arc<Part>,
         search: &mut Search<'_>,
         progress: &mut Progress,
-        known: Option<Meta>,
+        known: Option<&Seen>,
         last_contributor: bool,
     ) -> Result<Option<(Spot, Meta)>> {
         let layer = self.layer(base)?;
@@ -452,8 +479,17 @@ impl Union {
             if name.as_bytes().len() > NAME_MAX {
                 return Ok(None);
             }
+            if whiteouts.has_named_marks() {
+                if whiteouts.is_reserved(&name) {
+                    return Ok(None);
+                }
+                if is_marked(layer, &dir.path, &name, known)? {
+                    progress.stop = true;
+                    return Ok(None);
+                }
+            }
             let meta = match known {
-                Some(meta) => Some(meta),
+                Some(seen) => Some(seen.meta),
                 None => tree.stat(&dir.path.join(&name))?,
             };
             let Some(meta) = meta else { return Ok(None) };
@@ -463,7 +499,7 @@ impl Union {
             let wants_dir = progress.is_dir || !is_end;
             let is_other_kind = (wants_file && meta.kind != Kind::Regular) || (wants_dir && !is_dir);
             if whiteouts.is_whiteout(&entry)? || is_other_kind {
-                progress.stop = true;
+                progress.stop = !(is_other_kind && whiteouts.passes_over_files());
                 return Ok(None);
             }
             let mut look_for_redirect = !is_last;
@@ -491,6 +527,23 @@ impl Union {
             dir = Spot { dir, name }.into_dir();
             rest = rest.saturating_sub(1);
         }
+    }
+}
+
+/// Whether a file beside the name says that it is deleted, in this layer and below.
+fn is_marked(layer: &Layer, dir: &TreePath, name: &Name, known: Option<&Seen>) -> Result<bool> {
+    let whiteouts = layer.whiteouts();
+    whiteouts.check_name(name)?;
+    let mark = match known {
+        Some(seen) => seen.is_mark.then_some(seen.meta),
+        None => match whiteouts.mark_of(name) {
+            Some(mark) => layer.tree().stat(&dir.join(&mark))?,
+            None => None,
+        },
+    };
+    match mark {
+        Some(mark) => whiteouts.check_mark(dir, name, &mark).map(|()| true),
+        None => Ok(false),
     }
 }
 

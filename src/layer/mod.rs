@@ -229,12 +229,20 @@ impl Layer {
         self.whiteouts.is_whiteout(&Stored { tree: self.tree(), dir, name, meta })
     }
 
-    /// Whether the directory bears the mark of one that hides what lower layers have under its name.
+    /// Whether the directory bears an attribute that says that it hides what lower layers have under its name.
     ///
     /// # Errors
     /// Where the attribute that tells could not be read.
-    pub fn has_opaque_mark(&self, dir: &TreePath) -> Result<bool> {
-        self.whiteouts.has_opaque_mark(self.tree(), dir)
+    pub fn has_opaque_attribute(&self, dir: &TreePath) -> Result<bool> {
+        self.whiteouts.has_opaque_attribute(self.tree(), dir)
+    }
+
+    /// Whether the layer's root hides the roots of all layers below.
+    ///
+    /// # Errors
+    /// Where what tells could not be read.
+    pub fn is_opaque_root(&self) -> Result<bool> {
+        self.whiteouts.is_opaque_root(self.tree())
     }
 
     /// The extended attributes' names that users of the layer's union see.
@@ -251,7 +259,10 @@ impl Layer {
     /// # Errors
     /// Where it could not be read.
     pub fn shown_xattr(&self, path: &TreePath, name: &[u8]) -> Result<Option<Vec<u8>>> {
-        self.tree.xattr(path, &self.whiteouts.stored_xattr(name))
+        match self.whiteouts.stored_xattr(name) {
+            Some(stored) => self.tree.xattr(path, &stored),
+            None => Ok(None),
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! How layers say what they delete, replace and move: every rule about whiteouts, opaque marks, redirects, metacopies
 //! and private attributes, and nowhere else.
 //!
-//! The rules are kernel overlayfs' (`Documentation/filesystems/overlayfs.rst`; `fs/overlayfs/namei.c`, `util.c`,
-//! `xattrs.c`), seen from a reader:
+//! Each [`Whiteouts`] is the convention of one union file system, seen from a reader. The first is kernel overlayfs'
+//! (`Documentation/filesystems/overlayfs.rst`; `fs/overlayfs/namei.c`, `util.c`, `xattrs.c`):
 //!
 //! ```text
 //! c 0:0                        a whiteout: deletes the name below; mode, owner and links do not matter
@@ -15,13 +15,36 @@
 //! ```
 //!
 //! P is `trusted.overlay.`, or `user.overlay.` in stores written by rootless engines (mount option `userxattr`).
+//!
+//! aufs and fuse-overlayfs have marks that are files, whose names begin with `.wh.`; no such name is seen in their unions.
+//! For aufs (aufs-standalone, `fs/aufs/dentry.c`, `whout.c`, `vdir.c`; Docker mounts image layers `ro+wh`):
+//!
+//! ```text
+//! .wh.<name>                   a whiteout of <name>, also of one beside it; a regular file, or looking it up fails (EIO)
+//! <directory>/.wh..wh..opq     opaque, as above; on a layer's root it means nothing
+//! another type below           a file below a directory is passed over, and directories below that still merge
+//! a name of over 242 bytes     is refused (ENAMETOOLONG), as its temporary marks would have no room
+//! .wh..wh.* in a layer's root  aufs' own: the inode of all whiteouts, pseudo-links, deleted files that are open
+//! ```
+//!
+//! For fuse-overlayfs (1.x, `load_dir()`, `do_lookup_file()`, `is_directory_opaque()` in its `main.c`; tried with 1.10):
+//!
+//! ```text
+//! .wh.<name>                   a whiteout of <name>, also of one beside it, whatever its type
+//! c 0:0                        a whiteout too
+//! directory + Q opaque = "y…"  opaque, by the first byte; Q is the first that there is of trusted.overlay.,
+//!                              user.overlay., user.fuseoverlayfs.
+//! <directory>/.wh..wh..opq     opaque too where it has none of them, whatever the file's type
+//!                              both on a layer's root too, and then no lower layer is seen
+//! c 0:0 named .wh..opq         its own, left in the opaque directories that it makes
+//! ```
 
 use rustix::io::Errno;
 
 use super::LayerTree;
 use crate::error::{Error, Result};
 use crate::meta::{DeviceNumber, Kind, Meta};
-use crate::name::{Name, TreePath};
+use crate::name::{NAME_MAX, Name, TreePath};
 
 /// What is put before a name to say that lower layers' entry of that name is deleted (OCI image specification,
 /// layer.md, "Whiteouts").
@@ -36,6 +59,18 @@ const REDIRECT_DEPTH: usize = 256;
 
 /// The value of the attribute that makes a directory opaque; others mean something else.
 const OPAQUE: &[u8] = b"y";
+/// The names of the attribute by which fuse-overlayfs makes a directory opaque, in the order in which it asks.
+const FUSE_OPAQUE: [&[u8]; 3] = [b"trusted.overlay.opaque", b"user.overlay.opaque", b"user.fuseoverlayfs.opaque"];
+/// What the attributes' names begin with that fuse-overlayfs keeps to itself (`can_access_xattr()` in its `main.c`). Those
+/// that override owners and modes it hides only where it follows them, which it never does for Docker's driver.
+const FUSE_PRIVATE: [&[u8]; 3] = [b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs."];
+/// What the names of aufs' own files in a layer's root begin with (`AUFS_WH_PFX2` in `include/uapi/linux/aufs_type.h`).
+const AUFS_OWN: &[u8] = b".wh..wh.";
+/// The device that fuse-overlayfs, as root, leaves in opaque directories beside their attribute and their file.
+const FUSE_OWN: &[u8] = b".wh..opq";
+/// The longest name that aufs looks up, in bytes (`AUFS_MAX_NAMELEN`).
+const AUFS_NAME_MAX: usize = 242;
+
 /// The smallest metacopy value that is not empty: its header (`fs/overlayfs/overlayfs.h`), in bytes.
 const METACOPY_HEADER: usize = 4;
 
@@ -44,6 +79,10 @@ const METACOPY_HEADER: usize = 4;
 pub enum Whiteouts {
     /// Kernel overlayfs', with the attributes of this prefix.
     Overlay(Prefix),
+    /// aufs'.
+    Aufs,
+    /// fuse-overlayfs', in any of its forms.
+    FuseOverlay,
 }
 
 /// Which extended attributes are overlayfs' own.
@@ -100,26 +139,18 @@ impl Stored<'_> {
 }
 
 impl Whiteouts {
-    /// The prefix of the private attributes.
-    #[must_use]
-    pub fn prefix(self) -> Prefix {
-        match self {
-            Self::Overlay(prefix) => prefix,
-        }
-    }
-
     /// Whether redirects are followed; with `userxattr` the kernel refuses them.
     #[must_use]
     pub fn follows_redirects(self) -> bool {
-        self.prefix() == Prefix::Trusted
+        self == Self::Overlay(Prefix::Trusted)
     }
 
-    /// One of the private attributes. `user.` ones need read permission on the file; a file that this process may not
-    /// read is taken to have none, as the kernel does with `userxattr`.
+    /// One of kernel overlayfs' private attributes; others have none. `user.` ones need read permission on the file; a
+    /// file that this process may not read is taken to have none, as the kernel does with `userxattr`.
     fn own(self, tree: &dyn LayerTree, path: &TreePath, name: &str) -> Result<Option<Vec<u8>>> {
-        match tree.xattr(path, &self.prefix().with(name)) {
-            Err(error) if self.prefix() == Prefix::User && error.errno() == Errno::ACCESS => Ok(None),
-            answer => answer,
+        match self {
+            Self::Overlay(prefix) => readable(prefix, tree.xattr(path, &prefix.with(name))),
+            Self::Aufs | Self::FuseOverlay => Ok(None),
         }
     }
 
@@ -128,46 +159,150 @@ impl Whiteouts {
         if entry.meta.bare { Ok(None) } else { self.own(entry.tree, &entry.path(), name) }
     }
 
+    /// Whether marks are files beside what they mark, with names that no user sees.
+    #[must_use]
+    pub fn has_named_marks(self) -> bool {
+        match self {
+            Self::Overlay(_) => false,
+            Self::Aufs | Self::FuseOverlay => true,
+        }
+    }
+
+    /// Whether no user of the union sees this name, whatever it stands for.
+    #[must_use]
+    pub fn is_reserved(self, name: &Name) -> bool {
+        self.has_named_marks() && name.as_bytes().starts_with(OCI_WHITEOUT)
+    }
+
+    /// The name of the file that would say that `name` is deleted, where deletions are told by names. A name that is too
+    /// long for that cannot be deleted.
+    #[must_use]
+    pub fn mark_of(self, name: &Name) -> Option<Name> {
+        let mark = if self.has_named_marks() { oci_mark(name) } else { None };
+        mark.filter(|mark| mark.as_bytes().len() <= NAME_MAX)
+    }
+
+    /// The name that a file of this name says is deleted, where deletions are told by names.
+    #[must_use]
+    pub fn marked_by(self, mark: &Name) -> Option<Name> {
+        // What is behind two prefixes is no user's: an opaque mark, or a file of aufs' own.
+        let marked = if self.has_named_marks() { oci_marked(mark) } else { None };
+        marked.filter(|marked| !self.is_reserved(marked))
+    }
+
+    /// Makes sure that a file with the name of a mark is one.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `EIO` where aufs says that: its marks are regular files.
+    pub fn check_mark(self, dir: &TreePath, marked: &Name, mark: &Meta) -> Result<()> {
+        match (self, mark.kind) {
+            (Self::Overlay(_) | Self::FuseOverlay, _) | (Self::Aufs, Kind::Regular) => Ok(()),
+            (
+                Self::Aufs,
+                Kind::Directory | Kind::Symlink | Kind::Fifo | Kind::Socket | Kind::CharDevice | Kind::BlockDevice,
+            ) => Err(Error::Refused {
+                what: format!("{:?}", dir.join(marked)),
+                why: "its whiteout is not a regular file".into(),
+                errno: Errno::IO,
+            }),
+        }
+    }
+
+    /// Makes sure that a union can look up the name.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `ENAMETOOLONG`.
+    pub fn check_name(self, name: &Name) -> Result<()> {
+        if self != Self::Aufs || name.as_bytes().len() <= AUFS_NAME_MAX {
+            return Ok(());
+        }
+        Err(Error::Refused {
+            what: format!("{name:?}"),
+            why: format!("aufs looks up no name of over {AUFS_NAME_MAX} bytes").into(),
+            errno: Errno::NAMETOOLONG,
+        })
+    }
+
+    /// Whether a file below a directory of the same name is passed over in the search for more directories; otherwise it
+    /// ends the search.
+    #[must_use]
+    pub fn passes_over_files(self) -> bool {
+        self == Self::Aufs
+    }
+
+    /// Whether the entry is the union file system's own and no part of what the layer says.
+    #[must_use]
+    pub fn is_own(self, dir: &TreePath, name: &Name, meta: &Meta) -> bool {
+        match self {
+            Self::Overlay(_) => false,
+            Self::Aufs => dir.is_root() && name.as_bytes().starts_with(AUFS_OWN) && name.as_bytes() != OCI_OPAQUE,
+            Self::FuseOverlay => name.as_bytes() == FUSE_OWN && is_device_zero(meta),
+        }
+    }
+
     /// Whether below this entry no layer has anything to say of its name, whatever attributes the entry has: files
-    /// hide and whiteouts delete all below, unless they may be metacopies.
+    /// hide and whiteouts delete all below, unless they may be metacopies. Where files are
+    /// [passed over](Self::passes_over_files), that is so for the first entry of the name.
     #[must_use]
     pub fn ends_search(self, meta: &Meta) -> bool {
         match meta.kind {
             Kind::Directory => false,
-            Kind::Regular => meta.bare,
+            Kind::Regular => meta.bare || self.has_named_marks(),
             Kind::CharDevice | Kind::Symlink | Kind::Fifo | Kind::Socket | Kind::BlockDevice => true,
         }
     }
 
-    /// Whether the entry stands for a deletion.
+    /// Whether the entry stands for a deletion of itself. A file with the name of a mark deletes another.
     ///
     /// # Errors
     /// Where the attributes that tell could not be read.
     pub fn is_whiteout(self, entry: &Stored<'_>) -> Result<bool> {
-        match entry.meta.kind {
-            Kind::CharDevice => Ok(entry.meta.rdev == DeviceNumber { major: 0, minor: 0 }),
-            Kind::Regular if entry.meta.size_bytes == 0 => Ok(self.of(entry, "whiteout")?.is_some()),
-            Kind::Regular | Kind::Directory | Kind::Symlink | Kind::Fifo | Kind::Socket | Kind::BlockDevice => {
-                Ok(false)
+        match (self, entry.meta.kind) {
+            (Self::Overlay(_), Kind::CharDevice) => Ok(is_device_zero(entry.meta)),
+            (Self::FuseOverlay, Kind::CharDevice) => Ok(is_device_zero(entry.meta) && !self.is_reserved(entry.name)),
+            (Self::Overlay(_), Kind::Regular) if entry.meta.size_bytes == 0 => {
+                Ok(self.of(entry, "whiteout")?.is_some())
             }
+            (Self::Overlay(_) | Self::Aufs | Self::FuseOverlay, _) => Ok(false),
         }
     }
 
-    /// Whether the entry is a directory that hides what lower layers have under its name. That a layer's root cannot is
-    /// for the union to know: the root is never looked up.
+    /// Whether the entry is a directory that hides what lower layers have under its name.
     ///
     /// # Errors
-    /// Where the attribute that tells could not be read.
+    /// Where what tells could not be read; [`Error::Refused`] with `EIO` for a mark that aufs refuses.
     pub fn is_opaque(self, entry: &Stored<'_>) -> Result<bool> {
-        Ok(entry.meta.is_dir() && self.of(entry, "opaque")?.as_deref() == Some(OPAQUE))
+        let Stored { tree, meta, .. } = entry;
+        match self {
+            _ if !meta.is_dir() => Ok(false),
+            Self::Overlay(_) => Ok(self.of(entry, "opaque")?.as_deref() == Some(OPAQUE)),
+            Self::Aufs => has_opaque_file(self, *tree, &entry.path()),
+            Self::FuseOverlay => is_fuse_opaque(*tree, &entry.path(), meta.bare),
+        }
     }
 
-    /// Whether the directory, of which no more is known, bears the mark of an opaque one.
+    /// Whether a layer's root hides the roots of all layers below.
+    ///
+    /// # Errors
+    /// Where what tells could not be read.
+    pub fn is_opaque_root(self, tree: &dyn LayerTree) -> Result<bool> {
+        match self {
+            Self::Overlay(_) | Self::Aufs => Ok(false),
+            Self::FuseOverlay => is_fuse_opaque(tree, &TreePath::root(), false),
+        }
+    }
+
+    /// Whether the directory, of which no more is known, bears an attribute that makes it opaque. A mark that is a file
+    /// is for who lists the directory to see.
     ///
     /// # Errors
     /// Where the attribute that tells could not be read.
-    pub fn has_opaque_mark(self, tree: &dyn LayerTree, dir: &TreePath) -> Result<bool> {
-        Ok(self.own(tree, dir, "opaque")?.as_deref() == Some(OPAQUE))
+    pub fn has_opaque_attribute(self, tree: &dyn LayerTree, dir: &TreePath) -> Result<bool> {
+        match self {
+            Self::Overlay(_) => Ok(self.own(tree, dir, "opaque")?.as_deref() == Some(OPAQUE)),
+            Self::Aufs => Ok(false),
+            Self::FuseOverlay => Ok(fuse_opaque_attribute(tree, dir)? == Some(true)),
+        }
     }
 
     /// Where lower layers are searched instead, if anywhere else.
@@ -208,21 +343,73 @@ impl Whiteouts {
     /// The name under which users see a stored attribute; `None` for the private ones.
     #[must_use]
     pub fn shown_xattr(self, stored: &[u8]) -> Option<Vec<u8>> {
-        let prefix = self.prefix().as_bytes();
-        match stored.strip_prefix(prefix) {
-            None => Some(stored.to_vec()),
-            Some(own) => own.strip_prefix(b"overlay.").map(|escaped| [prefix, escaped].concat()),
+        match self {
+            Self::Overlay(prefix) => match stored.strip_prefix(prefix.as_bytes()) {
+                None => Some(stored.to_vec()),
+                Some(own) => own.strip_prefix(b"overlay.").map(|escaped| [prefix.as_bytes(), escaped].concat()),
+            },
+            Self::Aufs => Some(stored.to_vec()),
+            Self::FuseOverlay => {
+                let is_private = FUSE_PRIVATE.iter().any(|prefix| stored.starts_with(prefix));
+                (!is_private).then(|| stored.to_vec())
+            }
         }
     }
 
-    /// The name under which an attribute is stored that users see as `shown`.
+    /// The name under which an attribute is stored that users see as `shown`; `None` where they see none of that name.
     #[must_use]
-    pub fn stored_xattr(self, shown: &[u8]) -> Vec<u8> {
-        let prefix = self.prefix().as_bytes();
-        match shown.strip_prefix(prefix) {
-            None => shown.to_vec(),
-            Some(rest) => [prefix, b"overlay.", rest].concat(),
+    pub fn stored_xattr(self, shown: &[u8]) -> Option<Vec<u8>> {
+        match self {
+            Self::Overlay(prefix) => match shown.strip_prefix(prefix.as_bytes()) {
+                None => Some(shown.to_vec()),
+                Some(rest) => Some([prefix.as_bytes(), b"overlay.", rest].concat()),
+            },
+            // Nothing is escaped.
+            Self::Aufs | Self::FuseOverlay => self.shown_xattr(shown),
         }
+    }
+}
+
+/// Whether the entry is the device that stands for nothing.
+fn is_device_zero(meta: &Meta) -> bool {
+    meta.kind == Kind::CharDevice && meta.rdev == DeviceNumber { major: 0, minor: 0 }
+}
+
+/// An attribute that was asked for. Of `user.` ones, those that this process may not read are taken for none.
+fn readable(prefix: Prefix, answer: Result<Option<Vec<u8>>>) -> Result<Option<Vec<u8>>> {
+    match answer {
+        Err(error) if prefix == Prefix::User && error.errno() == Errno::ACCESS => Ok(None),
+        answer => answer,
+    }
+}
+
+/// Whether a directory is opaque by an attribute as fuse-overlayfs sees it, by the first byte of the first one that there
+/// is; `None` where there is none.
+fn fuse_opaque_attribute(tree: &dyn LayerTree, dir: &TreePath) -> Result<Option<bool>> {
+    for name in FUSE_OPAQUE {
+        let prefix = if name.starts_with(b"user.") { Prefix::User } else { Prefix::Trusted };
+        if let Some(value) = readable(prefix, tree.xattr(dir, name))? {
+            return Ok(Some(value.first() == OPAQUE.first()));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether a directory is opaque as fuse-overlayfs sees it. Its file counts only where there is no attribute.
+fn is_fuse_opaque(tree: &dyn LayerTree, dir: &TreePath, bare: bool) -> Result<bool> {
+    let attribute = if bare { None } else { fuse_opaque_attribute(tree, dir)? };
+    match attribute {
+        Some(is_opaque) => Ok(is_opaque),
+        None => has_opaque_file(Whiteouts::FuseOverlay, tree, dir),
+    }
+}
+
+/// Whether the directory holds the file that makes it opaque.
+fn has_opaque_file(whiteouts: Whiteouts, tree: &dyn LayerTree, dir: &TreePath) -> Result<bool> {
+    let Some(name) = Name::new(OCI_OPAQUE) else { return Ok(false) };
+    match tree.stat(&dir.join(&name))? {
+        Some(mark) => whiteouts.check_mark(dir, &name, &mark).map(|()| true),
+        None => Ok(false),
     }
 }
 
@@ -313,7 +500,7 @@ mod tests {
         ] {
             assert_eq!(trusted.shown_xattr(stored).as_deref(), shown);
             if let Some(shown) = shown {
-                assert_eq!(trusted.stored_xattr(shown), stored);
+                assert_eq!(trusted.stored_xattr(shown).as_deref(), Some(stored));
             }
         }
         let user = Whiteouts::Overlay(Prefix::User);

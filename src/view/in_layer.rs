@@ -16,8 +16,8 @@ use crate::name::{Name, TreePath};
 /// The form in which a layer's own tree shows deletions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Form {
-    /// As an OCI layer has them: files `.wh.<name>`, and `.wh..wh..opq` in opaque directories. Private attributes are
-    /// hidden.
+    /// As an OCI layer has them: files `.wh.<name>`, and `.wh..wh..opq` in opaque directories; those that are stored so
+    /// are shown as they are. Private attributes and a union file system's own files are hidden.
     #[default]
     Oci,
     /// As the store has them, private attributes too.
@@ -160,7 +160,7 @@ impl LayerNode {
     fn opaque(&self, dir: &TreePath) -> Result<Option<Meta>> {
         let layer = &self.ground.layer;
         let is_shown = self.ground.form == Form::Oci && !self.bare;
-        if is_shown && layer.has_opaque_mark(dir)? { layer.tree().stat(dir) } else { Ok(None) }
+        if is_shown && layer.has_opaque_attribute(dir)? { layer.tree().stat(dir) } else { Ok(None) }
     }
 
     /// What a name in this directory stands for.
@@ -188,7 +188,7 @@ impl LayerNode {
             }
         }
         let Some(meta) = layer.tree().stat(&dir.join(name))? else { return Ok(None) };
-        if *form == Form::Oci && layer.is_whiteout(dir, name, &meta)? {
+        if *form == Form::Oci && (layer.whiteouts().is_own(dir, name, &meta) || layer.is_whiteout(dir, name, &meta)?) {
             return Ok(None);
         }
         Ok(Some(self.stored(dir, name, meta)))
@@ -213,6 +213,9 @@ impl LayerNode {
             marks.push((name, self.opaque_mark(dir, &meta)));
         }
         for (name, meta) in stored {
+            if *form == Form::Oci && layer.whiteouts().is_own(dir, &name, &meta) {
+                continue;
+            }
             if *form == Form::Oci && layer.is_whiteout(dir, &name, &meta)? {
                 marks.extend(oci_mark(&name).map(|mark| (mark, self.deletion(dir, &name, &meta))));
             } else {
@@ -243,7 +246,7 @@ impl LayerNode {
             Place::Deletion { dir, name } if footing.settle(layer.is_whiteout(dir, name, &meta))? => {
                 Ok(deletion_meta(&meta))
             }
-            Place::Opaque { dir } if footing.settle(layer.has_opaque_mark(dir))? => Ok(opaque_meta(&meta)),
+            Place::Opaque { dir } if footing.settle(layer.has_opaque_attribute(dir))? => Ok(opaque_meta(&meta)),
             Place::Dir(_) | Place::File { .. } | Place::Deletion { .. } | Place::Opaque { .. } => Err(stale()),
         }
     }
