@@ -7,6 +7,8 @@
 //! * `tree` reads a directory tree into a map and tells two maps apart.
 //! * `view` reads all of a view through the library.
 //! * `filter` takes system calls away.
+//! * `fuse_overlayfs` mounts with the program of that name.
+//! * `marks` makes stores and stacks of aufs and fuse-overlayfs of those of overlay2.
 //! * `random` makes numbers and bytes that follow from a seed.
 
 #![allow(
@@ -22,6 +24,8 @@
 
 pub mod faulty;
 pub mod filter;
+pub mod fuse_overlayfs;
+pub mod marks;
 pub mod mount;
 pub mod random;
 pub mod stack;

@@ -2,6 +2,9 @@
 //!
 //! A driver is a file here and a line in [`DRIVERS`].
 
+pub mod aufs;
+mod directories;
+pub mod fuse_overlayfs;
 pub mod overlay2;
 
 use std::fmt::Debug;
@@ -62,4 +65,5 @@ pub trait Driver: Debug + Send + Sync {
 type Opener = fn(&Root, &Options) -> Result<Box<dyn Driver>>;
 
 /// Every driver, in the order in which Docker prefers them.
-pub const DRIVERS: &[(&str, Opener)] = &[("overlay2", overlay2::open)];
+pub const DRIVERS: &[(&str, Opener)] =
+    &[("overlay2", overlay2::open), ("fuse-overlayfs", fuse_overlayfs::open), ("aufs", aufs::open)];
