@@ -43,19 +43,25 @@ pub(crate) struct Dockerd {
     dir: TempDir,
     /// Exec root, socket and pidfile: apart and short, as a Unix socket's path ends at 107 bytes.
     run: TempDir,
+    driver: &'static str,
 }
 
 impl Dockerd {
     /// Starts a daemon with the overlay2 driver and waits until it answers.
+    pub(crate) fn start() -> Self {
+        Self::with_driver("overlay2")
+    }
+
+    /// Starts a daemon with a graph driver and waits until it answers.
     ///
     /// It has no bridge and touches no packet filter: every container runs with `--network none`.
-    pub(crate) fn start() -> Self {
+    pub(crate) fn with_driver(driver: &'static str) -> Self {
         let dir = tempfile::Builder::new().prefix("dockerd-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let run = tempfile::Builder::new().prefix("dfs-").tempdir_in("/tmp").unwrap();
         // The machine's own daemon.json must not count; 29 and later would use containerd's store for a new root.
         let config = run.path().join("daemon.json");
         fs::write(&config, r#"{"features":{"containerd-snapshotter":false}}"#).unwrap();
-        let mut daemon = Self { child: spawn(dir.path(), run.path()), dir, run };
+        let mut daemon = Self { child: spawn(dir.path(), run.path(), driver), dir, run, driver };
         daemon.wait_for_answer();
         daemon
     }
@@ -80,7 +86,7 @@ impl Dockerd {
         for stale in ["pid", "exec/containerd/containerd.pid"] {
             let _ = fs::remove_file(self.run.path().join(stale));
         }
-        self.child = spawn(self.dir.path(), self.run.path());
+        self.child = spawn(self.dir.path(), self.run.path(), self.driver);
         self.wait_for_answer();
     }
 
@@ -254,7 +260,7 @@ impl Drop for Dockerd {
 }
 
 /// Starts a daemon whose data root and log are in `dir`, and what it needs while it runs in `run`.
-fn spawn(dir: &Path, run: &Path) -> Child {
+fn spawn(dir: &Path, run: &Path, driver: &str) -> Child {
     let log = File::options().create(true).append(true).open(dir.join("log")).unwrap();
     // Should the test be killed, the daemon ends too. (`setpriv` executes it, so that the pid is the daemon's.)
     Command::new("setpriv")
@@ -273,7 +279,7 @@ fn spawn(dir: &Path, run: &Path) -> Child {
         // A containerd that the machine already runs would be shared.
         .arg("--containerd-namespace")
         .arg(format!("docker-fs-{}", std::process::id()))
-        .args(["--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver", "overlay2"])
+        .args(["--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver", driver])
         .args(["--shutdown-timeout", "2"])
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
