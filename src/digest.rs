@@ -132,6 +132,14 @@ impl ImageId {
     }
 }
 
+impl ImageId {
+    /// The same ID as that of the image's layer and all below it, in stores in which every layer is an image.
+    #[must_use]
+    pub fn as_chain(&self) -> ChainId {
+        ChainId(self.0)
+    }
+}
+
 impl ChainId {
     /// The chain ID of a layer upon `parent`.
     ///

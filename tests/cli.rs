@@ -261,7 +261,7 @@ fn bad_input_is_refused_in_a_line() {
             "an unknown kind",
             "{d}/store {d}/m --kind podman",
             2,
-            format!("unknown kind of store \"podman\"; known: docker{usage}"),
+            format!("unknown kind of store \"podman\"; known: docker, docker-graph{usage}"),
         ),
         ("no store", "{d}/empty {d}/m", 3, format!("no container store in {{d}}/empty; {store}")),
         ("a missing source", "{d}/gone {d}/m", 3, "no container store: {d}/gone does not exist".to_owned()),

@@ -315,7 +315,7 @@ mod tests {
             (&["--foregroud", "/m"], "unexpected argument '--foregroud' found; '--foreground' is near"),
             (&["/m", "-o"], "a value is required for '-o <OPTION[,OPTION…]>' but none was supplied"),
             (&["/m", "-o", "wrong"], "unknown option -o wrong"),
-            (&["/m", "--kind", "podman"], "unknown kind of store \"podman\"; known: docker"),
+            (&["/m", "--kind", "podman"], "unknown kind of store \"podman\"; known: docker, docker-graph"),
             (&["-q", "-v", "/m"], "the argument '--quiet' cannot be used with '--verbose...'"),
             (&["unmout", "/m"], "no command and no directory is called \"unmout\"; did you mean unmount?"),
             (&["Umuont", "/m"], "no command and no directory is called \"Umuont\"; did you mean unmount?"),

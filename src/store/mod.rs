@@ -5,6 +5,7 @@
 
 pub mod docker;
 pub mod driver;
+pub mod graph;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,7 +41,7 @@ pub struct Options {
 type Opener = fn(Root, &Options) -> Result<Option<Box<dyn Store>>>;
 
 /// Every kind of store, in the order in which they are tried.
-const OPENERS: &[(&str, Opener)] = &[("docker", docker::open)];
+const OPENERS: &[(&str, Opener)] = &[("docker", docker::open), (graph::KIND, graph::open)];
 
 /// The names of all kinds of store.
 pub fn kinds() -> impl Iterator<Item = &'static str> {
@@ -306,8 +307,8 @@ pub struct Image {
 /// A layer as an image names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageLayer {
-    /// The diff ID in the config.
-    pub diff: DiffId,
+    /// The diff ID in the config, where that has any.
+    pub diff: Option<DiffId>,
     /// The chain ID computed of this diff ID and those below.
     pub chain: ChainId,
 }

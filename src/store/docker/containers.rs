@@ -54,7 +54,7 @@ struct Folder {
 
 /// The folder of containers, which the engine makes with the first one.
 #[derive(Debug)]
-pub(super) struct Containers {
+pub(in crate::store) struct Containers {
     data_root: Root,
     /// The one that was there when the store was opened.
     first: Option<Folder>,
@@ -73,7 +73,7 @@ impl Containers {
     ///
     /// # Errors
     /// Transient ones. Others are found when the containers are read.
-    pub(super) fn new(data_root: Root) -> Result<Self> {
+    pub(in crate::store) fn new(data_root: Root) -> Result<Self> {
         let mut containers = Self { data_root, first: None, later: Mutex::new(None), stamps: Mutex::new(None) };
         match containers.find() {
             Err(error) if error.is_transient() => return Err(error),
@@ -83,7 +83,7 @@ impl Containers {
     }
 
     /// The data root.
-    pub(super) fn data_root(&self) -> &Root {
+    pub(in crate::store) fn data_root(&self) -> &Root {
         &self.data_root
     }
 
@@ -91,7 +91,7 @@ impl Containers {
     ///
     /// # Errors
     /// Also where something else has its name.
-    pub(super) fn folder(&self) -> Result<Option<Arc<Root>>> {
+    pub(in crate::store) fn folder(&self) -> Result<Option<Arc<Root>>> {
         Ok(self.find()?.map(|folder| folder.root))
     }
 
@@ -111,17 +111,17 @@ impl Containers {
     }
 
     /// The directory below which all of it is read: the data root while there is no folder, since the folder will be there.
-    pub(super) fn foothold(&self) -> BorrowedFd<'_> {
+    pub(in crate::store) fn foothold(&self) -> BorrowedFd<'_> {
         self.first.as_ref().map_or(&self.data_root, |folder| &folder.root).reading_fd()
     }
 
     /// Whether all of it is read through private clones.
-    pub(super) fn is_private(&self) -> bool {
+    pub(in crate::store) fn is_private(&self) -> bool {
         self.data_root.is_private() && self.first.as_ref().is_none_or(|folder| folder.root.is_private())
     }
 
     /// Lets go of where the folder was found.
-    pub(super) fn let_go(&self) {
+    pub(in crate::store) fn let_go(&self) {
         self.data_root.let_go();
         if let Some(folder) = &self.first {
             folder.root.let_go();
@@ -132,7 +132,7 @@ impl Containers {
     ///
     /// # Errors
     /// Where it cannot be told which directories there are.
-    pub(super) fn watched(&self, each: &mut dyn FnMut(&Root, &TreePath)) -> Result<()> {
+    pub(in crate::store) fn watched(&self, each: &mut dyn FnMut(&Root, &TreePath)) -> Result<()> {
         let top = TreePath::root();
         let Ok(Some(all)) = self.folder() else {
             each(&self.data_root, &top);
@@ -146,7 +146,7 @@ impl Containers {
     }
 
     /// What tells of every change of a container: a rename within its directory replaces its config.
-    pub(super) fn stamps(&self) -> Result<Vec<Stamp>> {
+    pub(in crate::store) fn stamps(&self) -> Result<Vec<Stamp>> {
         if let Some((_, stamps)) = self.stamps.lock().as_ref().filter(|(at, _)| at.elapsed() < Self::TRUSTED) {
             return Ok(stamps.clone());
         }
@@ -288,7 +288,7 @@ fn fill(config: Config, meta: Meta, container: &mut Container) {
 }
 
 /// `[a-zA-Z0-9][a-zA-Z0-9_.-]*`, Docker's own pattern.
-fn is_name(text: &str) -> bool {
+pub(in crate::store) fn is_name(text: &str) -> bool {
     text.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric())
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'))
 }

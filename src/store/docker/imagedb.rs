@@ -325,7 +325,7 @@ fn fill(image: &Root, contents: Option<&Folder<'_>>, loaded: &mut Image) -> Resu
             let diff = diff?;
             let chain = ChainId::of(parent.as_ref(), &diff);
             parent = Some(chain);
-            Ok(ImageLayer { diff, chain })
+            Ok(ImageLayer { diff: Some(diff), chain })
         })
         .collect::<Result<_>>()?;
     Ok(())

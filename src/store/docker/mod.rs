@@ -15,7 +15,7 @@
 //! The engine replaces whole files and directories by renaming (`layerdb/tmp` to `layerdb/sha256`, `.tmp-*` to their
 //! names), so a name that matches its pattern is complete; anything else is not looked at.
 
-mod containers;
+pub(super) mod containers;
 mod imagedb;
 mod layerdb;
 mod looks;
@@ -144,12 +144,12 @@ pub fn open(data_root: Root, options: &Options) -> Result<Option<Box<dyn Store>>
 }
 
 /// A path of this store's own making, or of IDs that were checked.
-fn path(text: &str) -> TreePath {
+pub(super) fn path(text: &str) -> TreePath {
     TreePath::new(text.as_bytes()).unwrap_or_default()
 }
 
 /// The names in a directory that are IDs; no names where there is no directory.
-fn ids<T>(root: &Root, dir: &TreePath, parse: impl Fn(&str) -> Option<T>) -> Result<Vec<T>> {
+pub(super) fn ids<T>(root: &Root, dir: &TreePath, parse: impl Fn(&str) -> Option<T>) -> Result<Vec<T>> {
     if root.stat(dir)?.is_none() {
         return Ok(Vec::new());
     }
@@ -161,7 +161,7 @@ fn ids<T>(root: &Root, dir: &TreePath, parse: impl Fn(&str) -> Option<T>) -> Res
 ///
 /// # Errors
 /// Transient ones.
-fn sound_ids<T>(
+pub(super) fn sound_ids<T>(
     root: &Root,
     dir: &TreePath,
     parse: impl Fn(&str) -> Option<T>,
@@ -175,7 +175,7 @@ fn sound_ids<T>(
 }
 
 /// Notes that a list could not be read.
-fn unread(catalogue: &mut Catalogue, list: List, damage: Damage) {
+pub(super) fn unread(catalogue: &mut Catalogue, list: List, damage: Damage) {
     catalogue.unread.insert(list, damage.to_string());
     catalogue.damage.push(damage);
 }
@@ -184,7 +184,7 @@ fn unread(catalogue: &mut Catalogue, list: List, damage: Damage) {
 ///
 /// # Errors
 /// Transient ones.
-fn stamp_of(root: &Root, path: &TreePath) -> Result<Option<Stamp>> {
+pub(super) fn stamp_of(root: &Root, path: &TreePath) -> Result<Option<Stamp>> {
     match root.stat(path) {
         Ok(meta) => Ok(meta.as_ref().map(Stamp::from)),
         Err(error) if error.is_transient() => Err(error),
@@ -207,7 +207,7 @@ fn stamp_of_place(root: &Root, path: &TreePath) -> Result<Option<Stamp>> {
 /// waiting for system calls on thousands of small files.
 ///
 /// The threads take small shares as they go, since one that others keep from its CPU would be waited for.
-fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+pub(super) fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
     const SHARE: usize = 64;
     let shares: Vec<&[T]> = items.chunks(SHARE).collect();
     let cpus = std::thread::available_parallelism().map_or(1, usize::from).min(8);
@@ -234,7 +234,7 @@ fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> 
 }
 
 impl Damage {
-    fn of(what: String, why: impl Into<String>) -> Self {
+    pub(super) fn of(what: String, why: impl Into<String>) -> Self {
         let mut why = why.into();
         if why.len() > WHY_MAX {
             why.truncate(why.floor_char_boundary(WHY_MAX));
@@ -247,7 +247,7 @@ impl Damage {
     ///
     /// # Errors
     /// The error itself where it is transient, which says nothing of the object.
-    fn from_error(root: &Root, object: &TreePath, error: Error) -> Result<Self> {
+    pub(super) fn from_error(root: &Root, object: &TreePath, error: Error) -> Result<Self> {
         if error.is_transient() {
             return Err(error);
         }
@@ -447,7 +447,7 @@ impl Docker {
 }
 
 /// Adds to each damaged object the images that suffer from it.
-fn blame(catalogue: &mut Catalogue, damage: Vec<(Damage, ImageId)>) {
+pub(super) fn blame(catalogue: &mut Catalogue, damage: Vec<(Damage, ImageId)>) {
     let key = |damage: &Damage| (damage.what.clone(), damage.why.clone());
     let known = catalogue.damage.iter().enumerate();
     let mut places: BTreeMap<_, _> = known.map(|(place, damage)| (key(damage), place)).collect();
