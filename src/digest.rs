@@ -168,6 +168,14 @@ impl ContainerId {
     }
 }
 
+impl ImageId {
+    /// The same ID as that of the image's layer and all below it, in stores in which every layer is an image.
+    #[must_use]
+    pub fn as_chain(&self) -> ChainId {
+        ChainId(self.0)
+    }
+}
+
 impl ChainId {
     /// The ID that stands for a layer which no image names: a hash of the name that it has in its store.
     #[must_use]

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
+use support::marks::{Driver, convert_store};
 use support::mount::{FOR_OTHER_USERS, Mounted, for_other_users, require_privileges};
 use support::store::{ImageId, LayerRef, StoreBuilder};
 use tempfile::TempDir;
@@ -260,7 +261,9 @@ fn bad_input_is_refused_in_a_line() {
             "an unknown kind",
             "{d}/store {d}/m --kind podman",
             2,
-            format!("unknown kind of store \"podman\"; known: docker, containers-storage{usage}"),
+            format!(
+                "unknown kind of store \"podman\"; known: docker, docker-graph, containerd, containers-storage{usage}"
+            ),
         ),
         ("no store", "{d}/empty {d}/m", 3, format!("no container store in {{d}}/empty; {store}")),
         ("a missing source", "{d}/gone {d}/m", 3, "no container store: {d}/gone does not exist".to_owned()),
@@ -269,8 +272,8 @@ fn bad_input_is_refused_in_a_line() {
             "an unsupported driver",
             "{d}/windows {d}/m",
             1,
-            "{d}/windows: its graph driver windowsfilter is not supported; supported: btrfs, zfs, overlay2, overlay, \
-             devicemapper, vfs"
+            "{d}/windows: its graph driver windowsfilter is not supported; supported: btrfs, zfs, overlay2, \
+             fuse-overlayfs, aufs, overlay, devicemapper, vfs"
                 .to_owned(),
         ),
         (
@@ -429,6 +432,28 @@ fn who_may_not_read_is_told_so() {
          (CAP_SYS_ADMIN), so deleted files would come back; run docker-fs as root"
     );
     assert_eq!(as_nobody(), failed(1, &message));
+}
+
+#[test]
+fn who_may_not_read_marks_of_fuse_overlayfs_is_told_so() {
+    if !require_privileges("becoming another user") {
+        return;
+    }
+    let open = for_other_users();
+    let store = open.path().join("store");
+    convert_store(&store, Driver::FuseOverlayfs);
+    for dir in ["", "image", "image/fuse-overlayfs", "image/fuse-overlayfs/layerdb"] {
+        fs::set_permissions(store.join(dir), Permissions::from_mode(0o755)).unwrap();
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(open.path().join("docker-fs"));
+    command.args([&store, &open.path().join("m")]);
+    let message = format!(
+        "{}/fuse-overlayfs: its containers may mark deletions in trusted.overlay.* attributes, which this process may not \
+         read (CAP_SYS_ADMIN), so deleted files would come back; run docker-fs as root",
+        store.display()
+    );
+    assert_eq!(run(&mut command), failed(1, &message));
 }
 
 #[test]

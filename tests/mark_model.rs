@@ -8,7 +8,14 @@
 //! Every stack is walked by listing, and each directory is asked for every name there is: what is listed must be found and
 //! equal, what is not listed must be absent or refused. `DOCKER_FS_STACKS` sets how many random stacks.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::string_slice
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;

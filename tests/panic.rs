@@ -109,7 +109,7 @@ impl Store for OneImage {
         let image = Image {
             id,
             standing: Standing::Referenced,
-            layers: vec![ImageLayer { diff, chain }],
+            layers: vec![ImageLayer { diff: Some(diff), chain }],
             history: Vec::new(),
             config_bytes: 2,
             manifest_bytes: None,

@@ -317,7 +317,7 @@ mod tests {
             (&["/m", "-o", "wrong"], "unknown option -o wrong"),
             (
                 &["/m", "--kind", "podman"],
-                "unknown kind of store \"podman\"; known: docker, containerd, containers-storage",
+                "unknown kind of store \"podman\"; known: docker, docker-graph, containerd, containers-storage",
             ),
             (&["-q", "-v", "/m"], "the argument '--quiet' cannot be used with '--verbose...'"),
             (&["unmout", "/m"], "no command and no directory is called \"unmout\"; did you mean unmount?"),

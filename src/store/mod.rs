@@ -8,6 +8,7 @@ pub mod containerd;
 pub mod containers_storage;
 pub mod docker;
 pub mod driver;
+pub mod graph;
 mod looks;
 mod reading;
 mod watch;
@@ -46,8 +47,12 @@ pub struct Options {
 type Opener = fn(Root, &Options) -> Result<Option<Box<dyn Store>>>;
 
 /// Every kind of store, in the order in which they are tried.
-const OPENERS: &[(&str, Opener)] =
-    &[("docker", docker::open), ("containerd", containerd::open), ("containers-storage", containers_storage::open)];
+const OPENERS: &[(&str, Opener)] = &[
+    ("docker", docker::open),
+    (graph::KIND, graph::open),
+    ("containerd", containerd::open),
+    ("containers-storage", containers_storage::open),
+];
 
 /// The names of all kinds of store.
 pub fn kinds() -> impl Iterator<Item = &'static str> {
@@ -399,8 +404,8 @@ pub struct Image {
 /// A layer as an image names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageLayer {
-    /// The diff ID in the config.
-    pub diff: DiffId,
+    /// The diff ID in the config, where that has any.
+    pub diff: Option<DiffId>,
     /// The chain ID computed of this diff ID and those below.
     pub chain: ChainId,
 }
@@ -409,7 +414,7 @@ impl ImageLayer {
     /// The layer with this diff ID upon another.
     #[must_use]
     pub fn upon(below: Option<&Self>, diff: DiffId) -> Self {
-        Self { diff, chain: ChainId::of(below.map(|below| &below.chain), &diff) }
+        Self { diff: Some(diff), chain: ChainId::of(below.map(|below| &below.chain), &diff) }
     }
 }
 

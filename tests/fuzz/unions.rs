@@ -14,7 +14,7 @@ use docker_fs::union::{Found, Member, Union, UnionDir};
 use crate::mutate::{Dice, change};
 
 const ATTRIBUTES: [&str; 7] = ["opaque", "redirect", "metacopy", "whiteout", "origin", "impure", "overlay.opaque"];
-const NAMES: [&[u8]; 5] = [b"a", b"b", b"c", b".wh.a", b"\xff"];
+const NAMES: [&[u8]; 6] = [b"a", b"b", b"c", b".wh.a", b".wh..wh..opq", b"\xff"];
 const VALUES: [&[u8]; 12] =
     [b"y", b"x", b"", b"a", b"/a", b"/a/b", b"/b/a/c", b"..", b"/..", b"/a/../b", b"a\0b", b"\0\0\0\0\0\0"];
 /// More than a small stack shows, unless its directories lead to each other again and again.
@@ -26,11 +26,19 @@ pub(crate) fn try_one(seed: u64, kept: &[Vec<u8>]) {
     let mut values: Vec<Vec<u8>> = VALUES.iter().map(|value| value.to_vec()).collect();
     values.extend(kept.iter().cloned());
     let prefix = if dice.one_in(4) { Prefix::User } else { Prefix::Trusted };
+    let whiteouts = dice.of(&[
+        Whiteouts::Overlay(prefix),
+        Whiteouts::Overlay(prefix),
+        Whiteouts::Overlay(prefix),
+        Whiteouts::Overlay(prefix),
+        Whiteouts::Aufs,
+        Whiteouts::FuseOverlay,
+    ]);
     let count = 1 + dice.below(5);
     let layers: Vec<Arc<Layer>> = (0..count)
         .map(|number| {
             let id = LayerId::of(&format!("layer {number}"));
-            Arc::new(Layer::new(id, Box::new(tree(prefix, &values, &mut dice)), Whiteouts::Overlay(prefix)))
+            Arc::new(Layer::new(id, Box::new(tree(prefix, &values, &mut dice)), whiteouts))
         })
         .collect();
     let union = Union::new(layers);

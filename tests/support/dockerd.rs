@@ -48,13 +48,18 @@ pub(crate) struct Dockerd {
 
 impl Dockerd {
     /// Starts a daemon with the overlay2 driver and waits until it answers.
-    ///
-    /// It has no bridge and touches no packet filter: every container runs with `--network none`.
     pub(crate) fn start() -> Self {
-        Self::start_with("overlay2", |_| {})
+        Self::with_driver("overlay2")
     }
 
-    /// As [`Dockerd::start`], with another storage driver; what its data root lies on is `prepare`d first.
+    /// Starts a daemon with a graph driver and waits until it answers.
+    ///
+    /// It has no bridge and touches no packet filter: every container runs with `--network none`.
+    pub(crate) fn with_driver(driver: &'static str) -> Self {
+        Self::start_with(driver, |_| {})
+    }
+
+    /// As [`Dockerd::with_driver`]; what its data root lies on is `prepare`d first.
     pub(crate) fn start_with(driver: &'static str, prepare: impl FnOnce(&Path)) -> Self {
         let dir = tempfile::Builder::new().prefix("dockerd-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let run = tempfile::Builder::new().prefix("dfs-").tempdir_in("/tmp").unwrap();

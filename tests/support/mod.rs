@@ -9,6 +9,9 @@
 //! * `whole` writes one of a driver whose layers are whole trees.
 //! * `view` reads all of a view through the library.
 //! * `filter` takes system calls away.
+//! * `fuse_overlayfs` mounts with the program of that name.
+//! * `graph` writes a data root of Docker 1.9.
+//! * `marks` makes stores and stacks of aufs and fuse-overlayfs of those of overlay2.
 //! * `random` makes numbers and bytes that follow from a seed.
 
 #![allow(
@@ -24,6 +27,9 @@
 
 pub mod faulty;
 pub mod filter;
+pub mod fuse_overlayfs;
+pub mod graph;
+pub mod marks;
 pub mod mount;
 pub mod random;
 pub mod stack;

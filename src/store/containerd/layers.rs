@@ -242,7 +242,7 @@ impl<'a> Layout<'a> {
     ) -> Result<Option<(LayerRecord, Option<Damage>)>> {
         let mut record = LayerRecord {
             chain,
-            diff: named.map(|(layer, _)| layer.diff),
+            diff: named.and_then(|(layer, _)| layer.diff),
             parent: None,
             cache_id: None,
             directory: None,

@@ -26,7 +26,8 @@ use crate::layer::{Layer, LayerId, LayerTree, Whiteouts};
 use crate::meta::Meta;
 use crate::name::{Name, TreePath};
 use crate::root::Root;
-use crate::store::driver::overlay2::{self, Gates, LABEL};
+use crate::store::driver::directories::{Gates, LABEL};
+use crate::store::driver::overlay2;
 use crate::store::reading::path;
 use crate::store::{Layering, Options};
 

@@ -198,8 +198,8 @@ fn found(root: &Root, file: TreePath, meta: &Meta, digest: &ImageId, known: Opti
     // Content cannot change under an ID.
     if let Some(known) = known.filter(|known| known.stamp == stamp && known.has_config && known.damage.is_empty()) {
         let mut layers: Vec<ImageLayer> = Vec::with_capacity(known.layers.len());
-        for layer in &known.layers {
-            layers.push(ImageLayer::upon(layers.last(), layer.diff));
+        for diff in known.layers.iter().filter_map(|layer| layer.diff) {
+            layers.push(ImageLayer::upon(layers.last(), diff));
         }
         return Ok(Found { history: known.history.clone(), layers: Ok(layers), file, bytes, stored, stamp });
     }
@@ -325,8 +325,9 @@ impl Reader<'_> {
     fn contradiction(&self, image: &Image) -> Option<Damage> {
         let listed = |layer: &ImageLayer| {
             let top = self.keys.owner(&layer.chain)?;
-            let diff = self.layers.get(&top)?.diff.filter(|diff| *diff != layer.diff)?;
-            Some((top, diff, layer.diff))
+            let named = layer.diff?;
+            let diff = self.layers.get(&top)?.diff.filter(|diff| *diff != named)?;
+            Some((top, diff, named))
         };
         let (layer, found, named) = image.layers.iter().find_map(listed)?;
         let why = format!("layer {layer} has the diff ID {found}; the config of image {} says {named}", image.id);

@@ -108,7 +108,7 @@ impl Keys {
                 if is_free && listed.get(id).is_some_and(|listed| !listed.is_mapped) {
                     keys.owners.insert(layer.chain, *id);
                     keys.by_layer.insert(*id, layer.chain);
-                    keys.diffs.insert(*id, layer.diff);
+                    keys.diffs.extend(layer.diff.map(|diff| (*id, diff)));
                 }
             }
         }
@@ -235,7 +235,7 @@ mod tests {
         let claims: Vec<(Vec<StorageLayerId>, Vec<ImageLayer>)> = claims
             .iter()
             .map(|(stack, diffs)| {
-                let layer = |n: usize| ImageLayer { diff: diff(diffs[n]), chain: chain(&diffs[..=n]) };
+                let layer = |n: usize| ImageLayer { diff: Some(diff(diffs[n])), chain: chain(&diffs[..=n]) };
                 (stack.iter().map(|digit| id(digit)).collect(), (0..diffs.len()).map(layer).collect())
             })
             .collect();

@@ -304,7 +304,7 @@ fn fill(config: Config, meta: Meta, container: &mut Container) {
 }
 
 /// `[a-zA-Z0-9][a-zA-Z0-9_.-]*`, Docker's own pattern.
-fn is_name(text: &str) -> bool {
+pub(in crate::store) fn is_name(text: &str) -> bool {
     text.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric())
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'))
 }

@@ -2,6 +2,9 @@
 //!
 //! A driver is a file here and a line in [`DRIVERS`].
 
+pub mod aufs;
+pub(in crate::store) mod directories;
+pub mod fuse_overlayfs;
 pub mod overlay;
 pub mod overlay2;
 pub mod whole;
@@ -104,6 +107,8 @@ pub const DRIVERS: &[(&str, Opener)] = &[
     ("btrfs", whole::btrfs),
     ("zfs", whole::zfs),
     ("overlay2", overlay2::open),
+    ("fuse-overlayfs", fuse_overlayfs::open),
+    ("aufs", aufs::open),
     ("overlay", overlay::open),
     ("devicemapper", whole::devicemapper),
     ("vfs", whole::vfs),

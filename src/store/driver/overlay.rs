@@ -14,7 +14,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::overlay2::{Gates, LABEL};
+use super::directories::{Gates, LABEL};
 use super::{Driver, Options};
 use crate::digest::CacheId;
 use crate::error::{Error, Result};

@@ -13,62 +13,17 @@
 //! on layers that were mounted for writing, and who has no privileges can make no `trusted.` attribute. A copy may have
 //! been given to another owner, so the owner alone proves nothing.
 
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
+use std::path::Path;
 
-use parking_lot::Mutex;
-
+use super::directories::Directories;
 use super::{Driver, Options};
 use crate::digest::CacheId;
 use crate::error::{Error, Result};
-use crate::layer::dir::DirTree;
-use crate::layer::gate::Gate;
 use crate::layer::whiteout::{Prefix, Whiteouts};
-use crate::layer::{Layer, LayerId};
-use crate::meta::Meta;
 use crate::name::{Name, TreePath};
-use crate::root::{Root, Space, reads_trusted_xattrs};
-use crate::store::Stamp;
+use crate::root::{Root, reads_trusted_xattrs};
 
 const NAME: &str = "overlay2";
-pub(in crate::store) const LABEL: &[u8] = b"security.selinux";
-
-#[derive(Debug)]
-struct Overlay2 {
-    name: &'static str,
-    root: Arc<Root>,
-    whiteouts: Whiteouts,
-    gates: Gates,
-}
-
-/// The gates of the layers that are in use: a layer that several images have is behind one.
-#[derive(Debug, Default)]
-pub(in crate::store) struct Gates {
-    /// Held for single look-ups and changes only.
-    by_id: Mutex<HashMap<CacheId, Weak<Gate>>>,
-}
-
-impl Gates {
-    pub(in crate::store) fn of(&self, id: &CacheId) -> Arc<Gate> {
-        let mut by_id = self.by_id.lock();
-        if let Some(gate) = by_id.get(id).and_then(Weak::upgrade) {
-            return gate;
-        }
-        // Only when the table would have to grow, so that it costs each addition the same.
-        if by_id.len() == by_id.capacity() {
-            by_id.retain(|_, gate| gate.strong_count() > 0);
-        }
-        let gate = Arc::new(Gate::default());
-        by_id.insert(id.clone(), Arc::downgrade(&gate));
-        gate
-    }
-
-    /// The gate of a layer that is in use.
-    pub(in crate::store) fn known(&self, id: &CacheId) -> Option<Arc<Gate>> {
-        self.by_id.lock().get(id).and_then(Weak::upgrade)
-    }
-}
 
 /// Opens the driver's folder in a data root.
 ///
@@ -93,7 +48,7 @@ pub fn open_as(name: &'static str, data_root: &Root, options: &Options) -> Resul
     let root = data_root.sub(&path(&[name]))?;
     let layers = || root.names(&TreePath::root()).map(|names| names.into_iter().map(diff_in).collect());
     let whiteouts = whiteouts(&root, options, &layers)?;
-    Ok(Box::new(Overlay2 { name, root: Arc::new(root), whiteouts, gates: Gates::default() }))
+    Ok(Box::new(Directories::new(name, root, whiteouts, diff_of)))
 }
 
 /// The form of deletions in a folder whose layers lie at these paths.
@@ -208,14 +163,14 @@ fn has_trusted_marks(root: &Root, mut dirs: Vec<TreePath>) -> Result<bool> {
 }
 
 /// Whether a data root has the name `<uid>.<gid>` that userns-remap gives it.
-fn is_remapped_root(data_root: &Path) -> bool {
+pub(super) fn is_remapped_root(data_root: &Path) -> bool {
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let full = data_root.canonicalize();
     let name = full.as_deref().unwrap_or(data_root).file_name().and_then(|name| name.to_str());
     name.and_then(|name| name.split_once('.')).is_some_and(|(uid, gid)| is_number(uid) && is_number(gid))
 }
 
-fn path(parts: &[&str]) -> TreePath {
+pub(super) fn path(parts: &[&str]) -> TreePath {
     TreePath::new(parts.join("/").as_bytes()).unwrap_or_default()
 }
 
@@ -223,53 +178,6 @@ fn diff_in(layer: Name) -> TreePath {
     TreePath::from(layer).join_path(&path(&["diff"]))
 }
 
-fn diff_of(id: &CacheId) -> TreePath {
+pub(super) fn diff_of(id: &CacheId) -> TreePath {
     path(&[id.as_str(), "diff"])
-}
-
-impl Driver for Overlay2 {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn layer(&self, id: &CacheId) -> Result<Layer> {
-        let tree = DirTree::behind(self.gates.of(id), Arc::clone(&self.root), diff_of(id));
-        Ok(Layer::new(LayerId::of(&format!("{}/{id}", self.name)), Box::new(tree), self.whiteouts))
-    }
-
-    fn directory(&self, id: &CacheId) -> PathBuf {
-        self.root.host_path(&diff_of(id))
-    }
-
-    fn find(&self, id: &CacheId) -> Result<Option<Meta>> {
-        self.root.stat(&diff_of(id))
-    }
-
-    fn check(&self, id: &CacheId) -> Result<Meta> {
-        let diff = diff_of(id);
-        let gate = self.gates.known(id);
-        let doing = || format!("reach {}", self.root.shown(&diff));
-        let _inside = gate.as_ref().map(|gate| gate.enter()).transpose().map_err(Error::io(doing))?;
-        match self.root.stat(&diff)? {
-            Some(meta) if meta.is_dir() => Ok(meta),
-            Some(_) => Err(Error::damaged(self.root.shown(&diff), "the layer is not a directory")),
-            None => Err(Error::damaged(self.root.shown(&diff), "the layer's directory is gone")),
-        }
-    }
-
-    fn is_labelled(&self) -> bool {
-        self.root.xattr(&TreePath::root(), LABEL).is_ok_and(|label| label.is_some())
-    }
-
-    fn stamp(&self) -> Result<Stamp> {
-        Ok(Stamp::from(&self.root.meta()?))
-    }
-
-    fn space(&self) -> Result<Space> {
-        self.root.space()
-    }
-
-    fn root(&self) -> &Root {
-        &self.root
-    }
 }

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::overlay2::{Gates, LABEL};
+use super::directories::{Gates, LABEL};
 use super::{Driver, Options};
 use crate::digest::CacheId;
 use crate::error::{Error, Result};

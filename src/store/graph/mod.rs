@@ -1,0 +1,264 @@
+//! The image store of Docker 1.9 and older, in which every layer is an image.
+//!
+//! ```text
+//! <data root>/
+//!   repositories-<driver>                              references
+//!   graph/<ID>/{json,parent,layersize}                 an image: its config, which image it lies upon, its size
+//!   <driver>/…                                         the layers' directories, each with the image's ID
+//!   containers/<container ID>/config.json              its layers are <container ID> and <container ID>-init
+//! ```
+//!
+//! No such engine runs on a machine of today, so this follows the sources of its last version (moby v1.9.1, `graph/`,
+//! `daemon/`). IDs are random or of the engine's own making, and no digests of anything here. An ID stands for the image
+//! and for its layer with all below, so it is image ID and chain ID; layers have no diff IDs.
+//!
+//! Docker 1.10 made `image/<driver>` of all this and left it in place. Whoever looks for stores looks for that one first, so
+//! this is what is shown where that is not there yet, or where this kind is asked for.
+
+mod containers;
+mod images;
+mod repositories;
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::docker::containers::Containers;
+use super::driver::{DRIVERS, Driver};
+use super::reading::{ids, path, stamp_of};
+use super::{Catalogue, Damage, Generation, LayerRecord, Options, Stamp, Store};
+use crate::digest::{CacheId, ContainerId, ImageId};
+use crate::error::{Error, Result};
+use crate::layer::Layer;
+use crate::name::TreePath;
+use crate::root::{Root, Space};
+
+/// The name of this kind of store.
+pub const KIND: &str = "docker-graph";
+/// The drivers that engines of this store had and that are read, in the order in which they preferred them.
+const READ: [&str; 1] = ["aufs"];
+const GRAPH: &str = "graph";
+const REPOSITORIES: &str = "repositories-";
+
+/// A data root with one graph driver.
+#[derive(Debug)]
+struct Graph {
+    /// `graph`.
+    graph: Root,
+    containers: Containers,
+    driver: Box<dyn Driver>,
+    /// The name of the file of references.
+    repositories: TreePath,
+    /// Whether `graph` has images of other drivers too.
+    is_shared: bool,
+    /// What of the data root is not shown, and why.
+    skipped: Vec<Damage>,
+    /// Guards what the images' files were like when they were looked at last; held only to copy or set it.
+    looked: Mutex<Option<Look>>,
+}
+
+/// The states of the images' files as one number, and until when that counts.
+#[derive(Debug, Clone, Copy)]
+struct Look {
+    print: u64,
+    due: Instant,
+}
+
+/// Opens a data root; `None` where the directory is none of this kind.
+///
+/// # Errors
+/// [`Error::Unsupported`] where no driver of it is one that this program reads.
+pub fn open(data_root: Root, options: &Options) -> Result<Option<Box<dyn Store>>> {
+    if data_root.stat(&path(GRAPH))?.is_none_or(|meta| !meta.is_dir()) {
+        return Ok(None);
+    }
+    let names = data_root.names(&TreePath::root())?;
+    let names = names.iter().filter_map(|name| std::str::from_utf8(name.as_bytes()).ok());
+    let mut present: Vec<&str> = names.filter_map(|name| name.strip_prefix(REPOSITORIES)).collect();
+    present.sort_unstable();
+    if present.is_empty() {
+        return Ok(None);
+    }
+    let opener = READ.iter().filter(|name| present.contains(name)).find_map(|name| {
+        let (_, opener) = DRIVERS.iter().find(|(known, _)| known == name)?;
+        Some((*name, opener))
+    });
+    let Some((name, opener)) = opener else {
+        return Err(Error::Unsupported {
+            what: data_root.shown(&TreePath::root()),
+            why: format!(
+                "a store of Docker 1.9 or older with the graph driver {}, which is not supported there; supported: {}",
+                present.join(", "),
+                READ.join(", ")
+            ),
+        });
+    };
+    let skipped = present.iter().filter(|other| **other != name).map(|other| {
+        let file = data_root.shown(&path(&format!("{REPOSITORIES}{other}")));
+        Damage::of(file, format!("images of the graph driver {other:?} are not shown"))
+    });
+    Ok(Some(Box::new(Graph {
+        skipped: skipped.collect(),
+        graph: data_root.sub(&path(GRAPH))?,
+        driver: opener(&data_root, options)?,
+        repositories: path(&format!("{REPOSITORIES}{name}")),
+        is_shared: present.len() > 1,
+        looked: Mutex::new(None),
+        containers: Containers::new(data_root)?,
+    })))
+}
+
+/// The directory of an image's layer.
+fn layer_of(id: &ImageId) -> Result<CacheId> {
+    id.hex().parse().map_err(|_| Error::damaged(format!("image {id}"), "no ID of a layer"))
+}
+
+impl Graph {
+    /// As many times the time that a look takes is between two, and never less than [`Self::REST`].
+    const SHARE: u32 = 100;
+    const REST: Duration = Duration::from_secs(1);
+
+    /// What the images' files are like, for what befalls them in their places. Engines make and remove whole directories.
+    fn look(&self) -> Result<u64> {
+        let begun = Instant::now();
+        if let Some(known) = self.looked.lock().filter(|known| begun < known.due) {
+            return Ok(known.print);
+        }
+        let mut ids = ids(&self.graph, &TreePath::root(), ImageId::from_hex)?;
+        ids.sort_unstable();
+        let mut hash = DefaultHasher::new();
+        for id in &ids {
+            for file in [images::JSON, images::PARENT] {
+                stamp_of(&self.graph, &images::file_of(id, file))?.hash(&mut hash);
+            }
+            match self.driver.find(&layer_of(id)?) {
+                Ok(found) => found.as_ref().map(Stamp::from).hash(&mut hash),
+                Err(error) if error.is_transient() => return Err(error),
+                Err(error) => error.errno().raw_os_error().hash(&mut hash),
+            }
+        }
+        let look = Look {
+            print: hash.finish(),
+            due: begun.checked_add(begun.elapsed().saturating_mul(Self::SHARE).max(Self::REST)).unwrap_or(begun),
+        };
+        *self.looked.lock() = Some(look);
+        Ok(look.print)
+    }
+}
+
+impl Store for Graph {
+    fn kind(&self) -> &'static str {
+        KIND
+    }
+
+    fn driver(&self) -> &str {
+        self.driver.name()
+    }
+
+    fn generation(&self) -> Result<Generation> {
+        // What is wrong with the folder is found when it is read.
+        let look = match self.look() {
+            Err(error) if error.is_transient() => return Err(error),
+            look => look.unwrap_or_default(),
+        };
+        let mut stamps = vec![Stamp::of_changes(look)];
+        stamps.extend(stamp_of(&self.graph, &TreePath::root())?);
+        stamps.extend(stamp_of(self.containers.data_root(), &self.repositories)?);
+        stamps.extend(self.containers.stamps()?);
+        Ok(Generation::of(stamps))
+    }
+
+    fn watched(&self, each: &mut dyn FnMut(&Root, &TreePath)) -> Result<()> {
+        each(&self.graph, &TreePath::root());
+        // References are written in their place.
+        each(self.containers.data_root(), &TreePath::root());
+        self.containers.watched(each)
+    }
+
+    fn is_labelled(&self) -> bool {
+        self.driver.is_labelled()
+    }
+
+    fn layers_generation(&self) -> Result<Generation> {
+        Ok(Generation::of(vec![Stamp::from(&self.graph.meta()?), self.driver.stamp()?]))
+    }
+
+    fn stands(&self, record: &LayerRecord) -> Result<bool> {
+        let Some(id) = &record.cache_id else { return Ok(false) };
+        let is_listed = self.graph.stat(&path(id.as_str()))?.is_some();
+        match self.driver.check(id) {
+            Err(Error::Damaged { .. }) => Ok(false),
+            answer => answer.map(|found| is_listed && record.root.is_none_or(|root| found.id() == root)),
+        }
+    }
+
+    fn catalogue(&self, known: Option<&Catalogue>) -> Result<Catalogue> {
+        let changed = known.map_or_else(|| self.graph.meta().map(|meta| meta.modified), |known| Ok(known.changed))?;
+        let mut catalogue = Catalogue { damage: self.skipped.clone(), changed, ..Catalogue::default() };
+        let references = repositories::read(self.containers.data_root(), &self.repositories, &mut catalogue)?;
+        let reader = images::Reader { graph: &self.graph, driver: self.driver.as_ref(), is_shared: self.is_shared };
+        reader.read(references, &mut catalogue)?;
+        containers::read(&self.containers, self.driver.as_ref(), &mut catalogue)?;
+        Ok(catalogue)
+    }
+
+    fn config(&self, id: &ImageId) -> Result<Vec<u8>> {
+        let found = self.graph.read(&images::file_of(id, images::JSON), images::JSON_MAX)?;
+        Ok(found.ok_or_else(|| Error::Stale { what: format!("image {id}") })?.0)
+    }
+
+    fn container_config(&self, id: &ContainerId) -> Result<Vec<u8>> {
+        let stale = || Error::Stale { what: format!("container {id}") };
+        let all = self.containers.folder()?.ok_or_else(stale)?;
+        Ok(all.read(&containers::config_of(id), images::JSON_MAX)?.ok_or_else(stale)?.0)
+    }
+
+    fn layer(&self, id: &CacheId) -> Result<Layer> {
+        self.driver.layer(id)
+    }
+
+    /// Engines wrote no size, or -1, where they knew none, so that to have none is no damage.
+    fn size_bytes(&self, layer: &LayerRecord) -> Result<Option<u64>> {
+        if let Some(size) = layer.size_bytes.get() {
+            return Ok(Some(*size));
+        }
+        let Some(id) = &layer.cache_id else { return Ok(None) };
+        let content = match self.graph.read(&path(&format!("{}/layersize", id.as_str())), images::FIELD_MAX) {
+            Err(error) if error.is_transient() => return Err(error),
+            content => content.ok().flatten(),
+        };
+        let size = content.and_then(|(text, _)| std::str::from_utf8(&text).ok()?.trim().parse().ok());
+        Ok(size.map(|size| *layer.size_bytes.get_or_init(|| size)))
+    }
+
+    fn space(&self) -> Result<Space> {
+        self.driver.space()
+    }
+
+    fn footholds(&self) -> Vec<BorrowedFd<'_>> {
+        let data_root = self.containers.data_root().reading_fd();
+        vec![data_root, self.graph.reading_fd(), self.driver.root().reading_fd(), self.containers.foothold()]
+    }
+
+    fn is_private(&self) -> bool {
+        self.graph.is_private() && self.driver.root().is_private() && self.containers.is_private()
+    }
+
+    fn let_go(&self) {
+        self.graph.let_go();
+        self.containers.let_go();
+        self.driver.root().let_go();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_driver_that_is_read_is_one() {
+        assert!(READ.iter().all(|name| DRIVERS.iter().any(|(known, _)| known == name)));
+    }
+}
