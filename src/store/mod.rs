@@ -37,7 +37,7 @@ pub struct Options {
     pub prefix: Option<Prefix>,
 }
 
-type Opener = fn(Root, &Options) -> Result<Option<Box<dyn Store>>>;
+type Opener = fn(&Root, &Options) -> Result<Vec<Box<dyn Store>>>;
 
 /// Every kind of store, in the order in which they are tried.
 const OPENERS: &[(&str, Opener)] = &[("docker", docker::open)];
@@ -47,20 +47,23 @@ pub fn kinds() -> impl Iterator<Item = &'static str> {
     OPENERS.iter().map(|(kind, _)| *kind)
 }
 
-/// Opens the store at a path of the host.
+/// Opens the stores at a path of the host, at least one.
 ///
 /// # Errors
 /// [`Error::NotFound`] where the directory holds no store; [`Error::Unsupported`] where it holds one that this program
 /// does not read, or cannot read right; [`Error::Io`] where it could not be looked at.
-pub fn open(path: &Path, options: &Options) -> Result<Box<dyn Store>> {
+pub fn open(path: &Path, options: &Options) -> Result<Vec<Box<dyn Store>>> {
+    let root = Root::open(path)?;
+    let mut stores = Vec::new();
     for (kind, opener) in OPENERS {
-        if options.kind.as_ref().is_none_or(|wanted| wanted == kind)
-            && let Some(store) = opener(Root::open(path)?, options)?
-        {
-            return Ok(store);
+        if options.kind.as_ref().is_none_or(|wanted| wanted == kind) {
+            stores.extend(opener(&root, options)?);
         }
     }
-    Err(Error::NotFound { what: format!("a container store in {}", path.display()) })
+    if stores.is_empty() {
+        return Err(Error::NotFound { what: format!("a container store in {}", path.display()) });
+    }
+    Ok(stores)
 }
 
 /// One store.
@@ -70,6 +73,12 @@ pub trait Store: Debug + Send + Sync {
 
     /// The graph driver or its like, for people.
     fn driver(&self) -> &str;
+
+    /// When an engine used the store last, as far as its files tell; of several in one place it says which is in use.
+    ///
+    /// # Errors
+    /// Where the store could not be looked at.
+    fn used(&self) -> Result<Timestamp>;
 
     /// Tells that something changed: two equal generations mean an equal catalogue.
     ///

@@ -33,6 +33,7 @@ use super::{Catalogue, Damage, Generation, LayerRecord, List, Options, Stamp, St
 use crate::digest::{CacheId, ChainId, ContainerId, ImageId};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
+use crate::meta::Timestamp;
 use crate::name::TreePath;
 use crate::root::{Root, Space};
 use containers::Containers;
@@ -59,58 +60,113 @@ struct Docker {
     noticed: Mutex<BTreeMap<ChainId, Damage>>,
 }
 
-/// Opens a data root; `None` where the directory is none.
+/// Opens the stores of a data root: one for each graph driver that has images there, and those of daemons that remap
+/// users (`userns-remap`), whose data roots lie in this one. None where the directory is no data root.
 ///
 /// # Errors
-/// [`Error::Unsupported`] where no driver of it is one that this program reads.
-pub fn open(data_root: Root, options: &Options) -> Result<Option<Box<dyn Store>>> {
+/// [`Error::Unsupported`] where no driver of it is one that this program reads. Where others can be read, that is damage.
+pub fn open(data_root: &Root, options: &Options) -> Result<Vec<Box<dyn Store>>> {
+    let mut found = in_data_root(data_root, options)?;
+    for name in data_root.names(&TreePath::root())?.into_iter().filter(|name| is_remapped_root(name.as_bytes())) {
+        let inner = TreePath::from(name);
+        match data_root.sub(&inner).and_then(|inner| in_data_root(&inner, options)) {
+            Ok(more) => found.add(more),
+            Err(error) if error.is_transient() => return Err(error),
+            Err(error) => found.failed.push((data_root.shown(&inner), error)),
+        }
+    }
+    found.into_stores(data_root)
+}
+
+/// What was found in a data root.
+#[derive(Default)]
+struct Opened {
+    stores: Vec<Docker>,
+    /// The drivers' folders that cannot be shown, and why.
+    failed: Vec<(String, Error)>,
+}
+
+impl Opened {
+    fn add(&mut self, other: Self) {
+        self.stores.extend(other.stores);
+        self.failed.extend(other.failed);
+    }
+
+    /// The stores; what is not shown beside them becomes damage of the first.
+    fn into_stores(mut self, data_root: &Root) -> Result<Vec<Box<dyn Store>>> {
+        match self.stores.first_mut() {
+            Some(first) => {
+                for (what, error) in self.failed {
+                    first.skipped.push(Damage::of(what, error.to_string()));
+                }
+            }
+            None => match self.failed.into_iter().next() {
+                Some((_, error)) => return Err(error),
+                None if data_root.stat(&path("containerd/daemon"))?.is_some() => {
+                    return Err(Error::Unsupported {
+                        what: data_root.shown(&TreePath::root()),
+                        why:
+                            "a Docker data root without image/<driver>: its images are in the containerd image store, \
+                              as new installations of Docker 29 have it, which is not supported yet"
+                                .to_owned(),
+                    });
+                }
+                None => {}
+            },
+        }
+        Ok(self.stores.into_iter().map(|store| Box::new(store) as Box<dyn Store>).collect())
+    }
+}
+
+/// Whether a name is `<uid>.<gid>`, as the data root of a daemon that remaps users has it.
+fn is_remapped_root(name: &[u8]) -> bool {
+    let is_number = |digits: &[u8]| !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+    let mut parts = name.split(|byte| *byte == b'.');
+    parts.next().is_some_and(is_number) && parts.next().is_some_and(is_number) && parts.next().is_none()
+}
+
+fn in_data_root(data_root: &Root, options: &Options) -> Result<Opened> {
+    let mut opened = Opened::default();
     let image = path("image");
     if data_root.stat(&image)?.is_none_or(|meta| !meta.is_dir()) {
-        if data_root.stat(&path("containerd/daemon"))?.is_some() {
-            return Err(Error::Unsupported {
-                what: data_root.shown(&TreePath::root()),
-                why: "a Docker data root without image/<driver>: its images are in the containerd image store, as new \
-                      installations of Docker 29 have it, which is not supported yet"
-                    .to_owned(),
-            });
-        }
-        return Ok(None);
+        return Ok(opened);
     }
     let image = data_root.sub(&image)?;
-    let mut present = BTreeSet::new();
+    let mut names = BTreeSet::new();
     for name in image.names(&TreePath::root())? {
         let driver = TreePath::from(name.clone());
         let has = |file: &str| image.stat(&driver.join_path(&path(file)));
         if has("imagedb")?.is_some() || has("repositories.json")?.is_some() {
-            present.insert(String::from_utf8_lossy(name.as_bytes()).into_owned());
+            names.insert(String::from_utf8_lossy(name.as_bytes()).into_owned());
         }
     }
-    let Some((name, opener)) = DRIVERS.iter().find(|(name, _)| present.contains(*name)) else {
-        return match present.first() {
-            None => Ok(None),
-            Some(_) => Err(Error::Unsupported {
-                what: data_root.shown(&TreePath::root()),
-                why: format!(
-                    "its graph driver {} is not supported; supported: {}",
-                    present.into_iter().collect::<Vec<_>>().join(", "),
-                    DRIVERS.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
-                ),
-            }),
-        };
+    for name in names {
+        let shown = image.shown(&path(&name));
+        match in_folder(data_root, &image, &name, options) {
+            Ok(store) => opened.stores.push(store),
+            Err(error) if error.is_transient() => return Err(error),
+            Err(error) => opened.failed.push((shown, error)),
+        }
+    }
+    Ok(opened)
+}
+
+/// Opens the store of one graph driver.
+fn in_folder(data_root: &Root, image: &Root, name: &str, options: &Options) -> Result<Docker> {
+    let unsupported = || Error::Unsupported {
+        what: data_root.shown(&TreePath::root()),
+        why: format!(
+            "its graph driver {name} is not supported; supported: {}",
+            DRIVERS.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
+        ),
     };
-    let skipped = present.iter().filter(|other| other != name).map(|other| Damage {
-        what: image.shown(&path(other)),
-        why: format!("images of the graph driver {other:?} are not shown"),
-        images: BTreeSet::new(),
-        is_unreadable: false,
-    });
-    let skipped = skipped.collect();
+    let (_, opener) = DRIVERS.iter().find(|(known, _)| *known == name).ok_or_else(unsupported)?;
+    let driver: Arc<dyn Driver> = opener(data_root, options)?.into();
     let image = Arc::new(image.sub(&path(name))?);
-    let driver: Arc<dyn Driver> = opener(&data_root, options)?.into();
-    let containers = Arc::new(Containers::new(data_root)?);
+    let containers = Arc::new(Containers::new(data_root.sub(&TreePath::root())?)?);
     let place = Place { image: Arc::clone(&image), containers: Arc::clone(&containers), driver: Arc::clone(&driver) };
     let looks = Looks::new(place);
-    Ok(Some(Box::new(Docker { image, containers, driver, skipped, looks, noticed: Mutex::default() })))
+    Ok(Docker { image, containers, driver, skipped: Vec::new(), looks, noticed: Mutex::default() })
 }
 
 /// A path of this store's own making, or of IDs that were checked.
@@ -230,6 +286,16 @@ impl Store for Docker {
 
     fn driver(&self) -> &str {
         self.driver.name()
+    }
+
+    fn used(&self) -> Result<Timestamp> {
+        let mut latest = Timestamp::default();
+        for file in [repositories::FILE, imagedb::CONTENT, layerdb::LAYERS, containers::MOUNTS] {
+            // What cannot be looked at is found when the store is read.
+            let found = self.image.stat(&path(file)).ok().flatten();
+            latest = latest.max(found.map(|meta| meta.modified).unwrap_or_default());
+        }
+        Ok(latest)
     }
 
     fn generation(&self) -> Result<Generation> {
