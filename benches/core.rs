@@ -160,7 +160,7 @@ fn view_of_an_image(scratch: &Path) -> View {
     builder.tag("app:1", &image);
     let source = builder.finish();
     let opened = docker_fs::store::open(&source, &docker_fs::store::Options::default()).unwrap();
-    View::new(opened, Options { source, ..Options::default() }).unwrap()
+    View::new(opened, &Options { source, ..Options::default() }).unwrap()
 }
 
 /// The inode table with 10,000 nodes of a union: making their numbers and remembering them, and then what the kernel

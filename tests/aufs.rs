@@ -67,7 +67,7 @@ fn fixture() -> Fixture {
 impl Fixture {
     fn view(&self, whiteouts: Form) -> View {
         let opened = store::open(&self.root, &store::Options::default()).unwrap();
-        View::new(opened, Options { whiteouts, source: self.root.clone(), ..Options::default() }).unwrap()
+        View::new(opened, &Options { whiteouts, source: self.root.clone(), ..Options::default() }).unwrap()
     }
 
     fn aufs(&self, below: &str) -> PathBuf {

@@ -41,7 +41,7 @@ fn options() -> Options {
 }
 
 fn open(root: &Path) -> View {
-    View::new(store::open(root, &options()).unwrap(), view::Options::default()).unwrap()
+    View::new(store::open(root, &options()).unwrap(), &view::Options::default()).unwrap()
 }
 
 fn path(text: &str) -> TreePath {

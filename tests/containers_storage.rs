@@ -31,7 +31,7 @@ const STAT: &str = "user.containers.override_stat";
 fn open(root: &Path) -> docker_fs::error::Result<View> {
     // So that no privileges are needed.
     let options = store::Options { prefix: Some(Prefix::User), kind: None };
-    View::new(store::open(root, &options)?, Options::default())
+    View::new(store::open(root, &options)?, &Options::default())
 }
 
 fn view(store: &StorageBuilder) -> View {

@@ -453,7 +453,7 @@ fn is_own(plant: Plant) -> bool {
 fn by_library(root: &Path) -> String {
     let opened = store::open(root, &store::Options::default());
     let options = view::Options { source: root.to_owned(), ..view::Options::default() };
-    match opened.and_then(|store| View::new(store, options)) {
+    match opened.and_then(|store| View::new(store, &options)) {
         Ok(view) => format!("damage {:?}\n{}", view.damage(), text(&read(&view, &plainly))),
         Err(error) => format!("{error}: {error:?}\n"),
     }
@@ -719,7 +719,7 @@ fn a_renamer_makes_nobody_read_from_outside() {
     ];
     let before = by_library(&bench.store());
     let old_view =
-        View::new(store::open(&bench.store(), &store::Options::default()).unwrap(), view::Options::default()).unwrap();
+        View::new(store::open(&bench.store(), &store::Options::default()).unwrap(), &view::Options::default()).unwrap();
     let mut renamer = Renamer::new(&bench);
     let (is_over, reads, swaps) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
     // What is looked for is kept, the rest is too much.

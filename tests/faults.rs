@@ -70,7 +70,7 @@ fn sample(root: PathBuf) -> PathBuf {
 }
 
 fn open(root: &Path) -> docker_fs::error::Result<View> {
-    View::new(store::open(root, &store::Options::default())?, view::Options::default())
+    View::new(store::open(root, &store::Options::default())?, &view::Options::default())
 }
 
 /// The calls by which a store is read.

@@ -63,7 +63,7 @@ fn fixture() -> Fixture {
 
 fn open(root: &Path, kind: Option<&str>) -> Result<View> {
     let options = store::Options { kind: kind.map(str::to_owned), ..store::Options::default() };
-    View::new(store::open(root, &options)?, Options { source: root.to_owned(), ..Options::default() })
+    View::new(store::open(root, &options)?, &Options { source: root.to_owned(), ..Options::default() })
 }
 
 impl Fixture {

@@ -442,7 +442,7 @@ impl Served {
     fn new(root: &Path, point: &Path) -> Self {
         fs::create_dir_all(point).unwrap();
         let store = store::open(root, &store::Options::default()).unwrap();
-        let view = View::new(store, view::Options { source: root.to_owned(), ..view::Options::default() }).unwrap();
+        let view = View::new(store, &view::Options { source: root.to_owned(), ..view::Options::default() }).unwrap();
         let options = mount::Options {
             mount_point: point.to_owned(),
             fs_name: "test".to_owned(),
@@ -1069,6 +1069,10 @@ impl Store for Shared {
         "none"
     }
 
+    fn used(&self) -> Result<Timestamp> {
+        Ok(Timestamp::default())
+    }
+
     fn generation(&self) -> Result<Generation> {
         let changes = self.0.changes.load(Ordering::SeqCst) + self.0.readings.load(Ordering::SeqCst).min(self.0.moves);
         // Of a time long ago, so that it is certain.
@@ -1127,7 +1131,7 @@ impl Store for Shared {
 
 fn view_of(moving: Moving) -> (View, Arc<Moving>) {
     let moving = Arc::new(moving);
-    (View::new(Box::new(Shared(Arc::clone(&moving))), view::Options::default()).unwrap(), moving)
+    (View::new([Box::new(Shared(Arc::clone(&moving))) as Box<dyn Store>], &view::Options::default()).unwrap(), moving)
 }
 
 #[test]

@@ -118,7 +118,7 @@ fn a_held_node_takes_few_bytes() {
     builder.container("running", &image, layers.last());
     let source = builder.finish();
     let opened = docker_fs::store::open(&source, &docker_fs::store::Options::default()).unwrap();
-    let view = View::new(opened, Options { source, ..Options::default() }).unwrap();
+    let view = View::new(opened, &Options { source, ..Options::default() }).unwrap();
     for path in [&["merged", "app:1"][..], &["by-container", "running", "merged"], &["by-tag", "app:1", "layers", "1"]]
     {
         let bytes = bytes_each(&view, path);

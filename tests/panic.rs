@@ -90,6 +90,10 @@ const FILES: [&str; 6] = ["fine", "open", "read", "stat", "xattr", "another"];
 struct OneImage;
 
 impl Store for OneImage {
+    fn used(&self) -> Result<Timestamp> {
+        Ok(Timestamp::default())
+    }
+
     fn kind(&self) -> &'static str {
         "test"
     }
@@ -194,7 +198,7 @@ fn a_panic_answers_eio_and_the_mount_goes_on() {
 fn survives_panics(opens: Opens) {
     const EIO: Option<i32> = Some(5);
     let dir = tempfile::tempdir().unwrap();
-    let view = View::new(Box::new(OneImage), Options::default()).unwrap();
+    let view = View::new([Box::new(OneImage) as Box<dyn Store>], &Options::default()).unwrap();
     let options = mount::Options {
         mount_point: dir.path().to_owned(),
         fs_name: "test".to_owned(),

@@ -89,7 +89,7 @@ fn serve(request: &Mount, inherited: Vec<OwnedFd>, audience: &mut Audience) -> R
         point.refuse_store(named)?;
     }
     let store_options = store::Options { kind: options.kind.clone(), prefix: options.prefix };
-    let (source, store) = source::open(request.source.as_deref(), Surroundings::of_process, &store_options)?;
+    let (source, stores) = source::open(request.source.as_deref(), Surroundings::of_process, &store_options)?;
     refuse_overlap(&source, &point.path)?;
     if named == Named::Last {
         point.refuse_store(named)?;
@@ -109,11 +109,11 @@ fn serve(request: &Mount, inherited: Vec<OwnedFd>, audience: &mut Audience) -> R
         Fork::Child => {
             drop(keepers);
             audience.leave_to_others();
-            let exit = server::run(store, &plan, &servers, Some(keeper));
+            let exit = server::run(stores, &plan, &servers, Some(keeper));
             std::process::exit(exit.code().into())
         }
         Fork::Parent(pid) => {
-            drop((store, servers));
+            drop((stores, servers));
             keeper::keep(Server::new(pid, keepers), &plan, audience)
         }
     }

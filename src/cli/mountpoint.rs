@@ -92,7 +92,7 @@ impl Point {
             return Ok(());
         }
         let what = match store::open(&self.path, &Options::default()) {
-            Ok(store) if store.kind() != "docker" => "a container store",
+            Ok(stores) if stores.iter().all(|store| store.kind() != "docker") => "a container store",
             Ok(_) | Err(Error::Unsupported { .. } | Error::Damaged { .. }) => "a Docker data root",
             // None, or one that this user may not even look at.
             Err(_) => return Ok(()),

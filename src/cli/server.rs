@@ -23,9 +23,9 @@ use crate::view::{self, Force, Measure, View};
 /// What `ps` calls it.
 const NAME: &std::ffi::CStr = c"docker-fs:serve";
 
-/// Serves a store until the mount ends.
-pub(super) fn run(store: Box<dyn Store>, plan: &Plan, link: &Link, keeper: Option<Pid>) -> Exit {
-    match serve(store, plan, link, keeper) {
+/// Serves stores until the mount ends.
+pub(super) fn run(stores: Vec<Box<dyn Store>>, plan: &Plan, link: &Link, keeper: Option<Pid>) -> Exit {
+    match serve(stores, plan, link, keeper) {
         Ok(()) => Exit::Done,
         Err(failure) => {
             // A keeper that is gone need not be told.
@@ -35,7 +35,7 @@ pub(super) fn run(store: Box<dyn Store>, plan: &Plan, link: &Link, keeper: Optio
     }
 }
 
-fn serve(store: Box<dyn Store>, plan: &Plan, link: &Link, keeper: Option<Pid>) -> Result<(), Failure> {
+fn serve(stores: Vec<Box<dyn Store>>, plan: &Plan, link: &Link, keeper: Option<Pid>) -> Result<(), Failure> {
     let cannot = |what: &str, error: &std::io::Error| Failure::failed(format!("{what}: {}", words(error)));
     end_with(keeper)?;
     // INT and TERM are for the keeper, though they may be sent to both.
@@ -50,9 +50,9 @@ fn serve(store: Box<dyn Store>, plan: &Plan, link: &Link, keeper: Option<Pid>) -
         [] => None,
         addresses => Some(metrics::bind(addresses)?),
     };
-    let (store, confinement) = confine(store, plan);
+    let confinement = confine(&stores, plan);
     let options = view::Options { whiteouts: plan.form, source: plan.source.clone(), confinement };
-    let view = View::new(store, options)?;
+    let view = View::new(stores, &options)?;
 
     let unheard = |error: std::io::Error| cannot("the server cannot reach the keeper", &error);
     link.say(&Word::Ready(trouble(&view.damage(), &plan.shown_point))).map_err(unheard)?;
@@ -88,16 +88,19 @@ fn end_with(keeper: Option<Pid>) -> Result<(), Failure> {
 }
 
 /// Jails this process, and says how it stands.
-fn confine(store: Box<dyn Store>, plan: &Plan) -> (Box<dyn Store>, Vec<Measure>) {
+fn confine(stores: &[Box<dyn Store>], plan: &Plan) -> Vec<Measure> {
     // Without this, the clones would be no wall: the mounts that they were made of are open too.
-    store.let_go();
-    let is_private = store.is_private();
+    for store in stores {
+        store.let_go();
+    }
+    let is_private = stores.iter().all(|store| store.is_private());
+    let footholds: Vec<_> = stores.iter().flat_map(|store| store.footholds()).collect();
     let measures = match plan.jail {
         Jail::None => jail::left_out("-o jail=none", is_private),
-        Jail::Full => jail::enter(&Needs { store: &store.footholds(), is_private, site: &plan.mount.mount_point }),
+        Jail::Full => jail::enter(&Needs { store: &footholds, is_private, site: &plan.mount.mount_point }),
     };
     tell(&measures, plan.jail);
-    (store, measures)
+    measures
 }
 
 fn tell(measures: &[Measure], jail: Jail) {

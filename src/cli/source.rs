@@ -125,8 +125,8 @@ fn configured(file: &Path) -> Option<PathBuf> {
     Some(root)
 }
 
-/// A store, and where it is.
-type Opened = (PathBuf, Box<dyn Store>);
+/// The stores of a place, and where it is.
+type Opened = (PathBuf, Vec<Box<dyn Store>>);
 
 /// Opens the store that was named, or the machine's own, and says where it is.
 ///
@@ -138,18 +138,18 @@ pub(super) fn open(
     options: &store::Options,
 ) -> Result<Opened, Failure> {
     match source {
-        Some(source) => named(source, options).map(|store| (source.to_owned(), store)),
+        Some(source) => named(source, options).map(|stores| (source.to_owned(), stores)),
         None => {
-            let ((place, store), passed_over) = found(&surroundings(), options)?;
+            let ((place, stores), passed_over) = found(&surroundings(), options)?;
             for other in passed_over {
                 log::warn!("{} is taken, though there may be a store that {other}", place.display());
             }
-            Ok((place, store))
+            Ok((place, stores))
         }
     }
 }
 
-fn named(source: &Path, options: &store::Options) -> Result<Box<dyn Store>, Failure> {
+fn named(source: &Path, options: &store::Options) -> Result<Vec<Box<dyn Store>>, Failure> {
     store::open(source, options).map_err(|error| {
         let shown = source.display();
         match error {
@@ -192,7 +192,7 @@ fn found(surroundings: &Surroundings, options: &store::Options) -> Result<(Opene
     let mut denied = false;
     for place in surroundings.candidates() {
         let why = match store::open(&place, options) {
-            Ok(store) => return Ok(((place, store), passed_over)),
+            Ok(stores) => return Ok(((place, stores), passed_over)),
             Err(Error::NotFound { .. }) => "holds no store".to_owned(),
             // There is a store, and it is the machine's own: another one further down is not what was meant.
             Err(error @ (Error::Unsupported { .. } | Error::Damaged { .. })) => return Err(error.into()),

@@ -44,14 +44,14 @@ pub struct Options {
     pub prefix: Option<Prefix>,
 }
 
-type Opener = fn(Root, &Options) -> Result<Option<Box<dyn Store>>>;
+type Opener = fn(Root, &Options) -> Result<Vec<Box<dyn Store>>>;
 
 /// Every kind of store, in the order in which they are tried.
 const OPENERS: &[(&str, Opener)] = &[
-    ("docker", docker::open),
-    (graph::KIND, graph::open),
-    ("containerd", containerd::open),
-    ("containers-storage", containers_storage::open),
+    ("docker", |root, options| docker::open(&root, options)),
+    (graph::KIND, |root, options| graph::open(root, options).map(Vec::from_iter)),
+    ("containerd", |root, options| containerd::open(root, options).map(Vec::from_iter)),
+    ("containers-storage", |root, options| containers_storage::open(root, options).map(Vec::from_iter)),
 ];
 
 /// The names of all kinds of store.
@@ -59,20 +59,33 @@ pub fn kinds() -> impl Iterator<Item = &'static str> {
     OPENERS.iter().map(|(kind, _)| *kind)
 }
 
-/// Opens the store at a path of the host.
+/// Opens the stores at a path of the host, at least one.
 ///
 /// # Errors
 /// [`Error::NotFound`] where the directory holds no store; [`Error::Unsupported`] where it holds one that this program
 /// does not read, or cannot read right; [`Error::Io`] where it could not be looked at.
-pub fn open(path: &Path, options: &Options) -> Result<Box<dyn Store>> {
+pub fn open(path: &Path, options: &Options) -> Result<Vec<Box<dyn Store>>> {
+    let (mut stores, mut failed) = (Vec::new(), None);
     for (kind, opener) in OPENERS {
-        if options.kind.as_ref().is_none_or(|wanted| wanted == kind)
-            && let Some(store) = opener(Root::open(path)?, options)?
-        {
-            return Ok(store);
+        // What a newer Docker took over from a `graph` is in its own store.
+        let is_taken_over = *kind == graph::KIND && !stores.is_empty();
+        if options.kind.as_ref().map_or(!is_taken_over, |wanted| wanted == kind) {
+            match opener(Root::open(path)?, options) {
+                Ok(found) => stores.extend(found),
+                Err(error) if error.is_transient() => return Err(error),
+                Err(error) => drop(failed.get_or_insert(error)),
+            }
         }
     }
-    Err(Error::NotFound { what: format!("a container store in {}", path.display()) })
+    match failed {
+        Some(error) if stores.is_empty() => return Err(error),
+        Some(error) => log::warn!("not shown: {error}"),
+        None if stores.is_empty() => {
+            return Err(Error::NotFound { what: format!("a container store in {}", path.display()) });
+        }
+        None => {}
+    }
+    Ok(stores)
 }
 
 /// One store.
@@ -82,6 +95,14 @@ pub trait Store: Debug + Send + Sync {
 
     /// The graph driver or its like, for people.
     fn driver(&self) -> &str;
+
+    /// When an engine used the store last, as far as its files tell; of several in one place it says which is in use.
+    ///
+    /// # Errors
+    /// Where the store could not be looked at.
+    fn used(&self) -> Result<Timestamp> {
+        Ok(self.generation()?.latest())
+    }
 
     /// Tells that something changed: two equal generations mean an equal catalogue.
     ///
@@ -288,6 +309,12 @@ impl Generation {
     #[must_use]
     pub fn of(stamps: Vec<Stamp>) -> Self {
         Self(stamps)
+    }
+
+    /// When the last of its files was changed.
+    #[must_use]
+    pub fn latest(&self) -> Timestamp {
+        self.0.iter().map(Stamp::changed).max().unwrap_or_default()
     }
 
     /// Whether another change after this could have gone unseen: file systems note times by ticks of some

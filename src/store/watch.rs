@@ -71,20 +71,24 @@ impl Watch {
         watch
     }
 
-    /// Watches all directories that the store wants to be watched; those that are watched already stay so.
-    pub fn renew(&mut self, store: &dyn Store) {
+    /// Watches all directories that the stores want to be watched; those that are watched already stay so.
+    pub fn renew<'a>(&mut self, stores: impl Iterator<Item = &'a dyn Store>) {
         let Some(ear) = &self.ear else { return };
         let (mut watched, mut trouble, mut is_complete) = (BTreeSet::new(), None, true);
-        let mut watch =
-            |changes, root: &Root, dir: &TreePath| match add(ear, &self.watched, &watched, root, dir, changes) {
-                Ok(Some(directory)) => drop(watched.insert(directory)),
-                Ok(None) => is_complete = false,
-                Err(error) => drop(trouble.get_or_insert(error)),
-            };
-        let told = store.written(&mut |root, dir| watch(Changes::Writes, root, dir));
-        let told = told.and_then(|()| store.watched(&mut |root, dir| watch(Changes::Entries, root, dir)));
-        let trouble = trouble.or(told.err());
-        self.is_complete = is_complete && trouble.is_none() && !watched.is_empty();
+        for store in stores {
+            let before = watched.len();
+            let mut watch =
+                |changes, root: &Root, dir: &TreePath| match add(ear, &self.watched, &watched, root, dir, changes) {
+                    Ok(Some(directory)) => drop(watched.insert(directory)),
+                    Ok(None) => is_complete = false,
+                    Err(error) => drop(trouble.get_or_insert(error)),
+                };
+            let told = store.written(&mut |root, dir| watch(Changes::Writes, root, dir));
+            let told = told.and_then(|()| store.watched(&mut |root, dir| watch(Changes::Entries, root, dir)));
+            trouble = trouble.or(told.err());
+            is_complete = is_complete && watched.len() > before;
+        }
+        self.is_complete = is_complete && trouble.is_none();
         self.watched = watched;
         if let Some(error) = trouble {
             self.say(&error);

@@ -10,7 +10,7 @@
 //!   damage            what is wrong with the container; only where something is
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -27,14 +27,15 @@ pub(super) fn by_container(shared: &Arc<Shared>) -> Entry {
     Entry::folder(ByContainer(Arc::clone(shared)))
 }
 
-/// The name at which each container is listed: its own, or its ID where it has none or another has the same.
-pub(super) fn names(catalogue: &Catalogue) -> BTreeMap<Name, ContainerId> {
+/// The name at which each container is listed: its own, or its ID where it has none or another has the same, of this store
+/// or among those that are taken.
+pub(super) fn names(catalogue: &Catalogue, taken: &BTreeSet<&Name>) -> BTreeMap<Name, ContainerId> {
     let mut names = BTreeMap::new();
     for container in catalogue.containers.values() {
         let is_id =
             |name: &&String| ContainerId::from_hex(name).is_some_and(|id| catalogue.containers.contains_key(&id));
         let own = container.name.as_ref().filter(|name| !is_id(name)).map(|name| Name::escaped(name.as_bytes()));
-        let name = own.filter(|name| !names.contains_key(name));
+        let name = own.filter(|name| !names.contains_key(name) && !taken.contains(name));
         names.insert(name.unwrap_or_else(|| Name::escaped(container.id.hex().as_bytes())), container.id);
     }
     names
@@ -97,6 +98,10 @@ impl Section for ByContainer {
     }
 
     fn changes(&self) -> bool {
+        true
+    }
+
+    fn is_of_names(&self) -> bool {
         true
     }
 

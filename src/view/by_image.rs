@@ -93,6 +93,10 @@ impl Section for Names {
         true
     }
 
+    fn is_of_names(&self) -> bool {
+        true
+    }
+
     fn lookup(&self, name: &Name) -> Result<Option<Entry>> {
         self.shared.answer(|snapshot| self.entry(snapshot, name))
     }
@@ -128,6 +132,10 @@ impl Section for ById {
     }
 
     fn changes(&self) -> bool {
+        true
+    }
+
+    fn is_of_names(&self) -> bool {
         true
     }
 

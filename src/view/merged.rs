@@ -152,6 +152,10 @@ impl Section for Merged {
         true
     }
 
+    fn is_of_names(&self) -> bool {
+        true
+    }
+
     fn lookup(&self, name: &Name) -> Result<Option<Entry>> {
         self.shared.answer(|snapshot| self.entry(snapshot, name))
     }

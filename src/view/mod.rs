@@ -1,6 +1,6 @@
 //! The tree that users see, as data: no inode numbers, no handles, no kernel.
 //!
-//! A [`View`] arranges one store. Its folders are [`Section`]s, a file here for each kind; a top-level folder is a
+//! A [`View`] arranges the stores of one place, of which there is one as a rule. Its folders are [`Section`]s, a file here for each kind; a top-level folder is a
 //! file and a line in `FOLDERS`. Everything else in the tree is a [`Node`]: a small file, a symbolic link, or a
 //! place in a layer or a union.
 //!
@@ -15,6 +15,7 @@ mod footing;
 mod image;
 mod in_layer;
 mod in_union;
+mod joined;
 mod merged;
 mod names;
 mod node;
@@ -38,13 +39,15 @@ use crate::layer::Layer;
 use crate::layer::difference::Life;
 use crate::meta::Timestamp;
 use crate::name::{Name, TreePath};
+use crate::reference::Reference;
 use crate::root::Space;
-use crate::store::{Catalogue, Damage, Generation, LayerRecord, Layering, Store, Watch};
+use crate::store::{Catalogue, Damage, Generation, LayerRecord, Layering, Standing, Store, Watch};
 use crate::union::Union;
 
 use footing::Footing;
 pub use in_layer::{Form, LayerNode};
 pub use in_union::UnionNode;
+use joined::Joined;
 use names::NameTree;
 pub use node::{Entry, Identity, Link, Node};
 pub use status::{Force, Measure, Service};
@@ -74,10 +77,12 @@ pub struct Options {
     pub confinement: Vec<Measure>,
 }
 
-/// The tree of one store.
+/// The tree of the stores of one place.
 #[derive(Debug, Clone)]
 pub struct View {
-    shared: Arc<Shared>,
+    /// The one that was used last first.
+    members: Arc<[Arc<Shared>]>,
+    told: Arc<status::Told>,
 }
 
 /// A folder of the view's own making.
@@ -102,11 +107,16 @@ pub trait Section: Debug + Send + Sync {
     /// # Errors
     /// Where the store could not be read.
     fn list(&self) -> Result<Vec<(Name, Entry)>>;
+
+    /// Whether it is a directory of names of images, layers or containers, in which those of several stores stand.
+    fn is_of_names(&self) -> bool {
+        false
+    }
 }
 
 type Folder = fn(&Arc<Shared>) -> Entry;
 
-/// The top-level folders and files.
+/// The top-level folders. Beside them is the file `status`.
 const FOLDERS: &[(&str, Folder)] = &[
     ("by-tag", by_image::by_tag),
     ("by-digest", by_image::by_digest),
@@ -115,23 +125,26 @@ const FOLDERS: &[(&str, Folder)] = &[
     ("by-diff", by_layer::by_diff),
     ("by-container", by_container::by_container),
     ("merged", merged::merged),
-    ("status", status::status),
 ];
+const STATUS: &str = "status";
 
 /// Stands for what was read of the store at one time: two equal ones are one reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct State(u64);
 
-/// What all folders of a view share.
+/// What all folders of a store share.
 #[derive(Debug)]
 struct Shared {
     store: Arc<dyn Store>,
     options: Options,
+    /// The stores that were used later, whose names this one does not show.
+    above: Vec<Arc<Shared>>,
+    /// Guards the latest time of any folder, also of other stores of the view; held only to copy or set it.
+    latest: Arc<Mutex<Timestamp>>,
     /// Guards the newest snapshot; held only to copy or replace it.
     snapshot: RwLock<Arc<Snapshot>>,
     /// How often the store was read again.
     rescans: AtomicU64,
-    told: status::Told,
     /// Guards the damage that was seen last. The thread that reads the store holds it for as long, so that others wait for
     /// what it reads instead of reading the same. It waits for the store's disk alone: never for the kernel, nor for
     /// another lock that is held for long.
@@ -192,6 +205,10 @@ struct Snapshot {
     /// Damage that is certain, as objects that suffer from it tell it: `what: why`.
     certain: BTreeSet<String>,
     generation: Generation,
+    /// The states of the stores above, from which names were taken away.
+    above: Vec<State>,
+    /// The references that are not shown, as a store above has them.
+    hidden: Vec<(Reference, ImageId)>,
     /// The time that folders show whose names come and go: another one in each state, since the kernel keeps a listing
     /// until its directory has another time.
     time: Timestamp,
@@ -209,50 +226,58 @@ struct Snapshot {
 }
 
 impl View {
-    /// The tree of a store.
+    /// The tree of some stores. Of names that several have, that of the one used last is shown; what the others have by
+    /// that name is found by its ID.
     ///
     /// # Errors
-    /// Where nothing of the store could be read.
-    pub fn new(store: Box<dyn Store>, options: Options) -> Result<Self> {
-        let store: Arc<dyn Store> = store.into();
-        let snapshot = Snapshot::read_calmly(store.as_ref(), None, Reading::Whole, &Sightings::new())?;
-        let damage = snapshot.catalogue.damage.iter().map(|damage| (key(damage), Since::Long)).collect();
-        let seen = Mutex::new(Seen { damage, held_back: None, held_since: None });
-        let snapshot = RwLock::new(Arc::new(snapshot));
-        let (rescans, told) = (AtomicU64::new(0), status::Told::default());
-        Ok(Self { shared: Arc::new(Shared { store, options, snapshot, rescans, told, seen }) })
+    /// Where nothing of a store could be read.
+    pub fn new(stores: impl IntoIterator<Item = Box<dyn Store>>, options: &Options) -> Result<Self> {
+        let mut stores: Vec<Arc<dyn Store>> = stores.into_iter().map(Arc::from).collect();
+        if stores.len() > 1 {
+            let used = stores.iter().map(|store| store.used()).collect::<Result<Vec<_>>>()?;
+            let mut dated: Vec<_> = used.into_iter().zip(stores).collect();
+            dated.sort_by_key(|(used, _)| std::cmp::Reverse(*used));
+            stores = dated.into_iter().map(|(_, store)| store).collect();
+        }
+        let latest = Arc::default();
+        let mut members: Vec<Arc<Shared>> = Vec::with_capacity(stores.len());
+        for store in stores {
+            members.push(Arc::new(Shared::new(store, options.clone(), members.clone(), Arc::clone(&latest))?));
+        }
+        Ok(Self { members: members.into(), told: Arc::default() })
     }
 
-    /// Reads the store again if it changed, as each look-up in a folder does whose names come and go.
+    /// Reads the stores again that changed, as each look-up in a folder does whose names come and go.
     #[must_use]
     pub fn refresh(&self) -> State {
-        self.shared.current().state
+        State::of_all(self.members.iter().map(|member| member.current().state))
     }
 
-    /// Reads the whole store again, also what has the times that it had; `None` where it cannot be read for the moment,
-    /// and is shown as it was.
+    /// Reads the whole of the stores again, also what has the times that it had; `None` where one cannot be read for the
+    /// moment, and is shown as it was.
     #[must_use]
     pub fn read_again(&self) -> Option<State> {
         let asked = Instant::now();
-        let read = self.shared.read_since(asked, Reading::Whole);
-        (read.begun >= asked).then_some(read.state)
+        let read: Vec<_> = self.members.iter().map(|member| member.read_since(asked, Reading::Whole)).collect();
+        let is_read = read.iter().all(|read| read.begun >= asked);
+        is_read.then(|| State::of_all(read.iter().map(|read| read.state)))
     }
 
-    /// Whether the store is to be read again soon, though nobody asks: there is damage that is not certain.
+    /// Whether a store is to be read again soon, though nobody asks: there is damage that is not certain.
     #[must_use]
     pub fn is_in_doubt(&self) -> bool {
-        self.shared.seen.lock().damage.values().any(Since::is_lately)
+        self.members.iter().any(|member| member.seen.lock().damage.values().any(Since::is_lately))
     }
 
-    /// Has changes of the store heard of, also in directories that it has got since.
+    /// Has changes of the stores heard of, also in directories that they have got since.
     pub fn watch(&self, watch: &mut Watch) {
-        watch.renew(self.shared.store.as_ref());
+        watch.renew(self.members.iter().map(|member| member.store.as_ref()));
     }
 
     /// The root directory.
     #[must_use]
     pub fn root(&self) -> Node {
-        Entry::folder(RootDir(Arc::clone(&self.shared))).node
+        Entry::folder(RootDir(self.clone())).node
     }
 
     /// What a path stands for; links on the way are not followed.
@@ -270,39 +295,69 @@ impl View {
         Ok(Some(node))
     }
 
-    /// What was wrong with the store when it was last read.
+    /// What was wrong with the stores when they were last read.
     #[must_use]
     pub fn damage(&self) -> Vec<Damage> {
-        self.shared.snapshot.read().catalogue.damage.clone()
+        self.members.iter().flat_map(|member| member.known().catalogue.damage.clone()).collect()
     }
 
-    /// How often the store was read again because it changed.
+    /// How often a store was read again because it changed.
     #[must_use]
     pub fn rescans(&self) -> u64 {
-        self.shared.rescans.load(Ordering::Relaxed)
+        self.members.iter().map(|member| member.rescans.load(Ordering::Relaxed)).sum()
     }
 
     /// Has `status` show the figures of who serves this view; the first one stays.
     pub fn served_by(&self, service: Weak<dyn Service>) {
-        self.shared.told.served_by(service);
+        self.told.served_by(service);
     }
 
-    /// Whether files of the store have `SELinux` labels.
+    /// Whether files of a store have `SELinux` labels.
     #[must_use]
     pub fn is_labelled(&self) -> bool {
-        self.shared.store.is_labelled()
+        self.members.iter().any(|member| member.store.is_labelled())
     }
 
-    /// What the file system below the store says of its space.
+    /// What the file system below the store that was used last says of its space.
     ///
     /// # Errors
     /// Where it could not be asked.
     pub fn space(&self) -> Result<Space> {
-        self.shared.store.space()
+        let last = self.members.first().ok_or_else(|| Error::Stale { what: "the store".to_owned() })?;
+        last.store.space()
+    }
+}
+
+impl State {
+    /// Another number after each change of any.
+    fn of_all(states: impl Iterator<Item = Self>) -> Self {
+        Self(states.map(|state| state.0).fold(0, u64::saturating_add))
     }
 }
 
 impl Shared {
+    fn new(
+        store: Arc<dyn Store>,
+        options: Options,
+        above: Vec<Arc<Self>>,
+        latest: Arc<Mutex<Timestamp>>,
+    ) -> Result<Self> {
+        let nothing = Sightings::new();
+        let snapshot = Reader { store: store.as_ref(), above: &above, latest: &latest }.read_calmly(
+            None,
+            Reading::Whole,
+            &nothing,
+        )?;
+        let damage = snapshot.catalogue.damage.iter().map(|damage| (key(damage), Since::Long)).collect();
+        let seen = Mutex::new(Seen { damage, held_back: None, held_since: None });
+        let snapshot = RwLock::new(Arc::new(snapshot));
+        Ok(Self { store, options, above, latest, snapshot, rescans: AtomicU64::new(0), seen })
+    }
+
+    fn reader(&self) -> Reader<'_> {
+        Reader { store: self.store.as_ref(), above: &self.above, latest: &self.latest }
+    }
+
     /// The state of the store as it is, read again if it changed. A store that cannot be read for the moment is shown
     /// as it was.
     fn current(&self) -> Arc<Snapshot> {
@@ -320,7 +375,9 @@ impl Shared {
         match self.store.generation() {
             Ok(generation) => {
                 let is_doubtful = known.is_in_doubt && known.begun.elapsed() > DOUBT_INTERVAL;
-                generation == known.generation && known.is_settled && !is_doubtful
+                let is_shadowed_as_before =
+                    self.above.iter().map(|above| above.current().state).eq(known.above.iter().copied());
+                generation == known.generation && known.is_settled && !is_doubtful && is_shadowed_as_before
             }
             Err(error) => {
                 log::warn!("the store is shown as it was: {error}");
@@ -343,7 +400,7 @@ impl Shared {
             return known;
         }
         seen.held_back = None;
-        match Snapshot::read_calmly(self.store.as_ref(), Some(&known), reading, &seen.damage) {
+        match self.reader().read_calmly(Some(&known), reading, &seen.damage) {
             Ok(mut fresh) => {
                 log::debug!("the store was read again");
                 self.rescans.fetch_add(1, Ordering::Relaxed);
@@ -507,14 +564,24 @@ impl Snapshot {
     fn is_doubtful(&self, why: &str) -> bool {
         self.is_in_doubt && !self.certain.contains(why)
     }
+}
 
+/// Reads a store.
+#[derive(Debug, Clone, Copy)]
+struct Reader<'a> {
+    store: &'a dyn Store,
+    above: &'a [Arc<Shared>],
+    latest: &'a Mutex<Timestamp>,
+}
+
+impl Reader<'_> {
     /// Reads the store, and again after a pause where there is new damage but the store changed meanwhile: a layer may be
     /// looked for before it is listed, and its image after.
-    fn read_calmly(store: &dyn Store, known: Option<&Self>, reading: Reading, seen: &Sightings) -> Result<Self> {
+    fn read_calmly(self, known: Option<&Snapshot>, reading: Reading, seen: &Sightings) -> Result<Snapshot> {
         let mut readings = 1_usize;
         loop {
-            let fresh = Self::read(store, known, reading)?;
-            let has_stood_still = fresh.is_settled && store.generation()? == fresh.generation;
+            let fresh = self.read(known, reading)?;
+            let has_stood_still = fresh.is_settled && self.store.generation()? == fresh.generation;
             let is_new = |damage: &Damage| !seen.contains_key(&key(damage));
             if has_stood_still || readings >= READINGS_MAX || !fresh.catalogue.damage.iter().any(is_new) {
                 return Ok(fresh);
@@ -524,13 +591,16 @@ impl Snapshot {
         }
     }
 
-    fn read(store: &dyn Store, known: Option<&Self>, reading: Reading) -> Result<Self> {
+    fn read(self, known: Option<&Snapshot>, reading: Reading) -> Result<Snapshot> {
         let begun = Instant::now();
         // Taken first: what changes while the catalogue is read shows as another generation the next time.
-        let generation = store.generation()?;
+        let generation = self.store.generation()?;
         let is_settled = !generation.is_fresh();
         let unchanged = known.filter(|_| reading == Reading::Changes);
-        let catalogue = store.catalogue(unchanged.map(|known| &known.catalogue))?;
+        let mut catalogue = self.store.catalogue(unchanged.map(|known| &known.catalogue))?;
+        let above: Vec<_> = self.above.iter().map(|above| above.current()).collect();
+        let hidden = above.iter().flat_map(|above| hide(&mut catalogue, above)).collect();
+        let taken = above.iter().flat_map(|above| above.containers.keys()).collect();
         let mut diffs = BTreeMap::new();
         for (chain, record) in &catalogue.layers {
             if let Some(diff) = record.diff {
@@ -555,10 +625,11 @@ impl Snapshot {
         let same = unchanged.filter(|known| known.catalogue.says_as(&catalogue));
         let (time, state) = match (same, known) {
             (Some(same), _) => (same.time, same.state),
-            (None, Some(known)) => (catalogue.changed.max(known.time.next()), State(known.state.0.saturating_add(1))),
-            (None, None) => (catalogue.changed, State(0)),
+            (None, known) => {
+                (self.time(&catalogue, known), known.map_or(State(0), |known| State(known.state.0.saturating_add(1))))
+            }
         };
-        Ok(Self {
+        Ok(Snapshot {
             state,
             begun,
             reading,
@@ -568,19 +639,60 @@ impl Snapshot {
             tags: NameTree::tags(&catalogue),
             digests: NameTree::digests(&catalogue),
             merged: NameTree::merged(&catalogue),
-            containers: by_container::names(&catalogue),
+            containers: by_container::names(&catalogue, &taken),
             diffs,
             users,
             unions: Mutex::new(LruCache::new(UNIONS_MAX)),
             generation,
+            above: above.iter().map(|above| above.state).collect(),
+            hidden,
             is_settled,
             catalogue,
         })
     }
+
+    /// The time of a new state, later than that of any other of the view; of the first one as the store tells it.
+    fn time(self, catalogue: &Catalogue, known: Option<&Snapshot>) -> Timestamp {
+        let mut latest = self.latest.lock();
+        let time = known.map_or(catalogue.changed, |_| catalogue.changed.max(latest.next()));
+        *latest = time.max(*latest);
+        time
+    }
+}
+
+/// Takes from a catalogue the references that a store above has, and images that are sound there and have no other
+/// reference here. Answers the references to other images than above.
+fn hide(catalogue: &mut Catalogue, above: &Snapshot) -> Vec<(Reference, ImageId)> {
+    let is_above = |reference: &Reference| above.catalogue.references.contains_key(reference);
+    let all = std::mem::take(&mut catalogue.references);
+    let (hidden, shown): (BTreeMap<_, _>, BTreeMap<_, _>) = all.into_iter().partition(|(name, _)| is_above(name));
+    catalogue.references = shown;
+    let named: BTreeSet<ImageId> = catalogue.references.values().copied().collect();
+    let is_sound = |id: &ImageId| above.catalogue.images.get(id).is_some_and(|image| image.damage.is_empty());
+    catalogue.images.retain(|id, _| named.contains(id) || !is_sound(id));
+    for (id, image) in &mut catalogue.images {
+        if image.standing == Standing::Referenced && !named.contains(id) {
+            Arc::make_mut(image).standing = Standing::Dangling;
+        }
+    }
+    hidden.into_iter().filter(|(name, id)| above.catalogue.references.get(name) != Some(id)).collect()
 }
 
 #[derive(Debug)]
-struct RootDir(Arc<Shared>);
+struct RootDir(View);
+
+impl RootDir {
+    fn folder(&self, folder: Folder) -> Entry {
+        match self.0.members.as_ref() {
+            [only] => folder(only),
+            _ => Joined::of(&self.0.members, folder),
+        }
+    }
+
+    fn status(&self) -> Entry {
+        status::status(&self.0.members, &self.0.told)
+    }
+}
 
 impl Section for RootDir {
     fn identity(&self) -> Vec<u8> {
@@ -588,7 +700,7 @@ impl Section for RootDir {
     }
 
     fn time(&self) -> Timestamp {
-        self.0.current().time
+        self.0.members.iter().map(|member| member.current().time).max().unwrap_or_default()
     }
 
     fn changes(&self) -> bool {
@@ -596,12 +708,17 @@ impl Section for RootDir {
     }
 
     fn lookup(&self, name: &Name) -> Result<Option<Entry>> {
+        if name.as_bytes() == STATUS.as_bytes() {
+            return Ok(Some(self.status()));
+        }
         let folder = FOLDERS.iter().find(|(known, _)| known.as_bytes() == name.as_bytes());
-        Ok(folder.map(|(_, make)| make(&self.0)))
+        Ok(folder.map(|(_, make)| self.folder(*make)))
     }
 
     fn list(&self) -> Result<Vec<(Name, Entry)>> {
-        Ok(FOLDERS.iter().map(|(name, make)| (Name::escaped(name.as_bytes()), make(&self.0))).collect())
+        let folders = FOLDERS.iter().map(|(name, make)| (*name, self.folder(*make)));
+        let all = folders.chain([(STATUS, self.status())]);
+        Ok(all.map(|(name, entry)| (Name::escaped(name.as_bytes()), entry)).collect())
     }
 }
 

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::{Entry, Form, Shared, Snapshot, Text, facts};
 use crate::meta::Timestamp;
-use crate::store::{Image, Standing};
+use crate::store::{Catalogue, Image, Standing};
 
 /// For how long the figures stay as they were taken.
 const FIGURES_AGE: Duration = Duration::from_secs(1);
@@ -90,13 +90,16 @@ impl Told {
 struct Status<'a> {
     version: &'static str,
     source: String,
-    kind: &'static str,
+    kind: String,
     driver: String,
     whiteouts: &'static str,
     images: Images,
     references: usize,
     layers: usize,
     containers: usize,
+    /// Names that another store has, which was used later.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    hidden: Vec<Hidden>,
     /// Those in force, by the kernel's names; `None` where the kernel does not tell.
     capabilities: Option<Vec<String>>,
     confinement: &'a [Measure],
@@ -105,6 +108,9 @@ struct Status<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     figures: Option<Figures>,
 }
+
+/// A store, and the state in which it is.
+type State<'a> = (&'a Shared, Arc<Snapshot>);
 
 /// The capabilities of the thread that asks; all that serve have the same.
 fn capabilities() -> Option<Vec<String>> {
@@ -122,6 +128,14 @@ struct Images {
     damaged: Vec<String>,
 }
 
+/// A reference that is not shown, and what is found by its ID.
+#[derive(Serialize)]
+struct Hidden {
+    reference: String,
+    image: String,
+    driver: String,
+}
+
 /// As [`crate::store::Damage`].
 #[derive(Serialize)]
 struct Damage {
@@ -131,46 +145,72 @@ struct Damage {
 }
 
 /// The file at the root.
-pub(super) fn status(shared: &Arc<Shared>) -> Entry {
-    let snapshot = shared.current();
-    let figures = shared.told.figures();
+pub(super) fn status(stores: &[Arc<Shared>], told: &Told) -> Entry {
+    let states: Vec<_> = stores.iter().map(|store| (store.as_ref(), store.current())).collect();
+    let newest = states.iter().map(|(_, state)| state.time).max().unwrap_or_default();
+    let figures = told.figures();
     let taken = figures.as_ref().and_then(|figures| i64::try_from(figures.taken_unix_seconds).ok());
     let taken = taken.map(|seconds| Timestamp { seconds, nanoseconds: 0 });
-    let time = taken.map_or(snapshot.time, |taken| taken.max(snapshot.time));
-    Entry::text(Text::ready(content(shared, &snapshot, figures), time).momentary())
+    let time = taken.map_or(newest, |taken| taken.max(newest));
+    Entry::text(Text::ready(content(&states, figures), time).momentary())
 }
 
-fn content(shared: &Shared, snapshot: &Snapshot, figures: Option<Figures>) -> Vec<u8> {
-    let catalogue = &snapshot.catalogue;
+/// What there is of something in all catalogues.
+fn sum(states: &[State<'_>], count: impl Fn(&Catalogue) -> usize) -> usize {
+    states.iter().map(|(_, state)| count(&state.catalogue)).sum()
+}
+
+/// What all stores are called, each once.
+fn names<'a>(stores: impl Iterator<Item = &'a str>) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for name in stores {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names.join(", ")
+}
+
+fn content(states: &[State<'_>], figures: Option<Figures>) -> Vec<u8> {
+    let catalogues = || states.iter().map(|(_, state)| &state.catalogue);
     let ids = |wanted: fn(&Image) -> bool| -> Vec<String> {
-        catalogue.images.values().filter(|image| wanted(image)).map(|image| image.id.to_string()).collect()
+        let images = catalogues().flat_map(|catalogue| catalogue.images.values());
+        images.filter(|image| wanted(image)).map(|image| image.id.to_string()).collect()
     };
-    let damage = catalogue.damage.iter().map(|damage| Damage {
+    let hidden = |(store, state): &State<'_>| -> Vec<Hidden> {
+        let driver = store.store.driver().to_owned();
+        let hidden = state.hidden.iter().map(|(reference, id)| (reference.to_string(), id.to_string()));
+        hidden.map(|(reference, image)| Hidden { reference, image, driver: driver.clone() }).collect()
+    };
+    // What the options say is the same for all stores.
+    let options = states.first().map(|(store, _)| &store.options);
+    let damage = catalogues().flat_map(|catalogue| &catalogue.damage).map(|damage| Damage {
         object: damage.what.clone(),
         reason: damage.why.clone(),
         images: damage.images.iter().map(ToString::to_string).collect(),
     });
     facts::json(&Status {
         version: env!("CARGO_PKG_VERSION"),
-        source: shared.options.source.to_string_lossy().into_owned(),
-        kind: shared.store.kind(),
-        driver: shared.store.driver().to_owned(),
-        whiteouts: match shared.options.whiteouts {
+        source: options.map(|options| options.source.to_string_lossy().into_owned()).unwrap_or_default(),
+        kind: names(states.iter().map(|(store, _)| store.store.kind())),
+        driver: names(states.iter().map(|(store, _)| store.store.driver())),
+        whiteouts: match options.map(|options| options.whiteouts).unwrap_or_default() {
             Form::Oci => "oci",
             Form::Stored => "stored",
         },
         images: Images {
-            total: catalogue.images.len(),
+            total: sum(states, |catalogue| catalogue.images.len()),
             referenced: ids(|image| image.standing == Standing::Referenced).len(),
             dangling: ids(|image| image.standing == Standing::Dangling),
             intermediate: ids(|image| image.standing == Standing::Intermediate),
             damaged: ids(|image| !image.damage.is_empty()),
         },
-        references: catalogue.references.len(),
-        layers: catalogue.layers.len(),
-        containers: catalogue.containers.len(),
+        references: sum(states, |catalogue| catalogue.references.len()),
+        layers: sum(states, |catalogue| catalogue.layers.len()),
+        containers: sum(states, |catalogue| catalogue.containers.len()),
+        hidden: states.iter().flat_map(hidden).collect(),
         capabilities: capabilities(),
-        confinement: &shared.options.confinement,
+        confinement: options.map(|options| options.confinement.as_slice()).unwrap_or_default(),
         damage: damage.collect(),
         figures,
     })

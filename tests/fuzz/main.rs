@@ -35,6 +35,7 @@ use std::time::{Duration, Instant};
 
 use docker_fs::digest::{CacheId, ContainerId, ImageId};
 use docker_fs::layer::Layer;
+use docker_fs::meta::Timestamp;
 use docker_fs::root::Space;
 use docker_fs::store::{Catalogue, Generation, LayerRecord, Options as StoreOptions, Stamp, Store};
 use docker_fs::view::{Options, View};
@@ -136,7 +137,9 @@ struct Reopened(Arc<dyn Store>, Arc<AtomicU64>);
 
 impl Reopened {
     fn of(root: &Path) -> docker_fs::error::Result<Self> {
-        Ok(Self(docker_fs::store::open(root, &StoreOptions::default())?.into(), Arc::default()))
+        let mut stores = docker_fs::store::open(root, &StoreOptions::default())?;
+        assert_eq!(stores.len(), 1, "there is one store");
+        Ok(Self(stores.remove(0).into(), Arc::default()))
     }
 
     /// Lets views see that something changed.
@@ -146,7 +149,7 @@ impl Reopened {
 
     /// A view that knows nothing from before.
     fn view(&self) -> docker_fs::error::Result<View> {
-        View::new(Box::new(self.clone()), Options::default())
+        View::new([Box::new(self.clone()) as Box<dyn Store>], &Options::default())
     }
 }
 
@@ -157,6 +160,10 @@ impl Store for Reopened {
 
     fn driver(&self) -> &str {
         self.0.driver()
+    }
+
+    fn used(&self) -> docker_fs::error::Result<Timestamp> {
+        self.0.used()
     }
 
     fn generation(&self) -> docker_fs::error::Result<Generation> {

@@ -115,7 +115,7 @@ fn is_root(root: &Root) -> Result<bool> {
 pub fn open(root: Root, options: &Options) -> Result<Option<Box<dyn Store>>> {
     let (base, docker) = if is_root(&root)? {
         (root, None)
-    } else if is_below(&root)? {
+    } else if is_below(&root)? && (has_blobs(&root)? || root.stat(&path("image"))?.is_none()) {
         (root.sub(&path(MANAGED))?, Some(Containers::new(root)?))
     } else {
         return Ok(None);

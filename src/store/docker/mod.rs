@@ -28,7 +28,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use super::containerd;
 use super::driver::{DRIVERS, Driver};
 use super::looks::Looks;
 use super::reading::{JSON_MAX, blame, ids, in_parallel, path, sound_ids, stamp_of, unread};
@@ -37,7 +36,7 @@ use crate::digest::{CacheId, ChainId, ContainerId, ImageId};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::layer::difference::Life;
-use crate::meta::FileId;
+use crate::meta::{FileId, Timestamp};
 use crate::name::TreePath;
 use crate::root::{Root, Space};
 use containers::Containers;
@@ -77,67 +76,116 @@ struct Docker {
     held: Vec<HeldFolder>,
 }
 
-/// Opens a data root; `None` where the directory is none.
+/// Opens the stores of a data root: one for each graph driver that has images there, and those of daemons that remap
+/// users (`userns-remap`), whose data roots lie in this one. None where the directory is no data root.
 ///
 /// # Errors
-/// [`Error::Unsupported`] where no driver of it is one that this program reads.
-pub fn open(data_root: Root, options: &Options) -> Result<Option<Box<dyn Store>>> {
+/// [`Error::Unsupported`] where no driver of it is one that this program reads. Where others can be read, that is damage.
+pub fn open(data_root: &Root, options: &Options) -> Result<Vec<Box<dyn Store>>> {
+    let mut found = in_data_root(data_root, options)?;
+    for name in data_root.names(&TreePath::root())?.into_iter().filter(|name| is_remapped_root(name.as_bytes())) {
+        let inner = TreePath::from(name);
+        match data_root.sub(&inner).and_then(|inner| in_data_root(&inner, options)) {
+            Ok(more) => found.add(more),
+            Err(error) if error.is_transient() => return Err(error),
+            Err(error) => found.failed.push((data_root.shown(&inner), error)),
+        }
+    }
+    found.into_stores()
+}
+
+/// What was found in a data root.
+#[derive(Default)]
+struct Opened {
+    stores: Vec<Docker>,
+    /// The drivers' folders that cannot be shown, and why.
+    failed: Vec<(String, Error)>,
+}
+
+impl Opened {
+    fn add(&mut self, other: Self) {
+        self.stores.extend(other.stores);
+        self.failed.extend(other.failed);
+    }
+
+    /// The stores; what is not shown beside them becomes damage of the first.
+    fn into_stores(mut self) -> Result<Vec<Box<dyn Store>>> {
+        match self.stores.first_mut() {
+            Some(first) => {
+                for (what, error) in self.failed {
+                    first.skipped.push(Damage::of(what, error.to_string()));
+                }
+            }
+            None => {
+                if let Some((_, error)) = self.failed.into_iter().next() {
+                    return Err(error);
+                }
+            }
+        }
+        Ok(self.stores.into_iter().map(|store| Box::new(store) as Box<dyn Store>).collect())
+    }
+}
+
+/// Whether a name is `<uid>.<gid>`, as the data root of a daemon that remaps users has it.
+fn is_remapped_root(name: &[u8]) -> bool {
+    let is_number = |digits: &[u8]| !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+    let mut parts = name.split(|byte| *byte == b'.');
+    parts.next().is_some_and(is_number) && parts.next().is_some_and(is_number) && parts.next().is_none()
+}
+
+fn in_data_root(data_root: &Root, options: &Options) -> Result<Opened> {
+    let mut opened = Opened::default();
     let image = path("image");
     if data_root.stat(&image)?.is_none_or(|meta| !meta.is_dir()) {
-        return Ok(None);
+        return Ok(opened);
     }
     let image = data_root.sub(&image)?;
-    let mut present = BTreeSet::new();
+    let mut names = BTreeSet::new();
     for name in image.names(&TreePath::root())? {
         let driver = TreePath::from(name.clone());
         let has = |file: &str| image.stat(&driver.join_path(&path(file)));
         if has("imagedb")?.is_some() || has("repositories.json")?.is_some() {
-            present.insert(String::from_utf8_lossy(name.as_bytes()).into_owned());
+            names.insert(String::from_utf8_lossy(name.as_bytes()).into_owned());
         }
     }
-    let Some((name, opener)) = DRIVERS.iter().find(|(name, _)| present.contains(*name)) else {
-        return match present.first() {
-            None => Ok(None),
-            Some(_) => Err(Error::Unsupported {
-                what: data_root.shown(&TreePath::root()),
-                why: format!(
-                    "its graph driver {} is not supported; supported: {}",
-                    present.into_iter().collect::<Vec<_>>().join(", "),
-                    DRIVERS.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
-                ),
-            }),
-        };
-    };
-    let skipped = present.iter().filter(|other| other != name).map(|other| Damage {
-        what: image.shown(&path(other)),
-        why: format!("images of the graph driver {other:?} are not shown"),
-        images: BTreeSet::new(),
-        is_unreadable: false,
-    });
-    let mut skipped: Vec<Damage> = skipped.collect();
-    // An engine that starts its own containerd has this folder in any case; images are there if there are blobs.
-    if containerd::has_blobs(&data_root)? {
-        let why = "containerd's image store is there too, and not shown beside the classic one; it is shown where this \
-                   directory is the source";
-        skipped.push(Damage::of(data_root.shown(&path(containerd::MANAGED)), why));
+    for name in names {
+        let shown = image.shown(&path(&name));
+        match in_folder(data_root, &image, &name, options) {
+            Ok(store) => opened.stores.push(store),
+            Err(error) if error.is_transient() => return Err(error),
+            Err(error) => opened.failed.push((shown, error)),
+        }
     }
-    let image = Arc::new(image.sub(&path(name))?);
+    Ok(opened)
+}
+
+/// Opens the store of one graph driver.
+fn in_folder(data_root: &Root, image: &Root, name: &str, options: &Options) -> Result<Docker> {
+    let unsupported = || Error::Unsupported {
+        what: data_root.shown(&TreePath::root()),
+        why: format!(
+            "its graph driver {name} is not supported; supported: {}",
+            DRIVERS.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
+        ),
+    };
+    let (_, opener) = DRIVERS.iter().find(|(known, _)| *known == name).ok_or_else(unsupported)?;
     let held = [path(&format!("image/{name}")), path(name)];
-    let held = held.into_iter().map(|path| HeldFolder::new(&data_root, path)).collect::<Result<Vec<_>>>()?;
-    let driver: Arc<dyn Driver> = opener(&data_root, options)?.into();
-    let containers = Arc::new(Containers::new(data_root)?);
+    let held = held.into_iter().map(|path| HeldFolder::new(data_root, path)).collect::<Result<Vec<_>>>()?;
+    let driver: Arc<dyn Driver> = opener(data_root, options)?.into();
+    let image = Arc::new(image.sub(&path(name))?);
+    let containers = Arc::new(Containers::new(data_root.sub(&TreePath::root())?)?);
     let place = Place { image: Arc::clone(&image), containers: Arc::clone(&containers), driver: Arc::clone(&driver) };
     let looks = Looks::new(place);
-    Ok(Some(Box::new(Docker {
+    Ok(Docker {
         image,
         containers,
         driver,
-        skipped,
+        skipped: Vec::new(),
         looks,
         noticed: Mutex::default(),
         notices: AtomicU64::new(0),
         held,
-    })))
+    })
 }
 
 /// Which file is at a path, without its times.
@@ -158,6 +206,16 @@ impl Store for Docker {
 
     fn driver(&self) -> &str {
         self.driver.name()
+    }
+
+    fn used(&self) -> Result<Timestamp> {
+        let mut latest = Timestamp::default();
+        for file in [repositories::FILE, imagedb::CONTENT, layerdb::LAYERS, containers::MOUNTS] {
+            // What cannot be looked at is found when the store is read.
+            let found = self.image.stat(&path(file)).ok().flatten();
+            latest = latest.max(found.map(|meta| meta.modified).unwrap_or_default());
+        }
+        Ok(latest)
     }
 
     fn generation(&self) -> Result<Generation> {
