@@ -15,7 +15,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::image::{Layers, LayersDir};
-use super::{Entry, Link, Reading, Section, Shared, Snapshot, Text, directory_of, facts, meant_id, undamaged};
+use super::{
+    Entry, Link, Reading, Section, Shared, Snapshot, StoreFolder, Text, directory_of, facts, meant_id, undamaged,
+};
 use crate::digest::{CacheId, ContainerId};
 use crate::error::{Error, Result};
 use crate::meta::Timestamp;
@@ -75,6 +77,12 @@ impl ByContainer {
             is_doubtful,
         }))
     }
+}
+
+impl StoreFolder for ByContainer {
+    fn shared(&self) -> &Arc<Shared> {
+        &self.0
+    }
 
     fn entry(&self, snapshot: &Snapshot, name: &Name) -> Result<Option<Entry>> {
         if let Some(id) = snapshot.containers.get(name) {
@@ -86,35 +94,11 @@ impl ByContainer {
         let listed = meant.and_then(|id| snapshot.containers.iter().find(|(_, listed)| **listed == id));
         Ok(listed.map(|(name, _)| Entry::link(Link::new(name.as_bytes().to_vec(), snapshot.catalogue.changed))))
     }
-}
 
-impl Section for ByContainer {
-    fn identity(&self) -> Vec<u8> {
-        Vec::new()
-    }
-
-    fn time(&self) -> Timestamp {
-        self.0.current().time
-    }
-
-    fn changes(&self) -> bool {
-        true
-    }
-
-    fn is_of_names(&self) -> bool {
-        true
-    }
-
-    fn lookup(&self, name: &Name) -> Result<Option<Entry>> {
-        self.0.answer(|snapshot| self.entry(snapshot, name))
-    }
-
-    fn list(&self) -> Result<Vec<(Name, Entry)>> {
-        self.0.answer(|snapshot| {
-            snapshot.catalogue.has_all(List::Containers)?;
-            let node = |(name, id): (&Name, &ContainerId)| Some((name.clone(), self.node(snapshot, id)?));
-            Ok(snapshot.containers.iter().filter_map(node).collect())
-        })
+    fn entries(&self, snapshot: &Snapshot) -> Result<Vec<(Name, Entry)>> {
+        snapshot.catalogue.has_all(List::Containers)?;
+        let node = |(name, id): (&Name, &ContainerId)| Some((name.clone(), self.node(snapshot, id)?));
+        Ok(snapshot.containers.iter().filter_map(node).collect())
     }
 }
 

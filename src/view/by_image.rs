@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use super::image::ImageDir;
 use super::names::{Found, NameTree, Path, target};
-use super::{Entry, Link, Section, Shared, Snapshot, meant_id};
+use super::{Entry, Link, Shared, Snapshot, StoreFolder, meant_id};
 use crate::digest::ImageId;
 use crate::error::Result;
-use crate::meta::Timestamp;
 use crate::name::Name;
 use crate::store::List;
 
@@ -51,6 +50,12 @@ impl Names {
         // The folder itself, the directories, and the image's own.
         ImageDir::node(&self.shared, snapshot, id, self.path.len().saturating_add(2))
     }
+}
+
+impl StoreFolder for Names {
+    fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
 
     fn entry(&self, snapshot: &Snapshot, name: &Name) -> Result<Option<Entry>> {
         let path = self.below(name);
@@ -80,36 +85,14 @@ impl Names {
     }
 }
 
-impl Section for Names {
-    fn identity(&self) -> Vec<u8> {
-        Vec::new()
-    }
-
-    fn time(&self) -> Timestamp {
-        self.shared.current().time
-    }
-
-    fn changes(&self) -> bool {
-        true
-    }
-
-    fn is_of_names(&self) -> bool {
-        true
-    }
-
-    fn lookup(&self, name: &Name) -> Result<Option<Entry>> {
-        self.shared.answer(|snapshot| self.entry(snapshot, name))
-    }
-
-    fn list(&self) -> Result<Vec<(Name, Entry)>> {
-        self.shared.answer(|snapshot| self.entries(snapshot))
-    }
-}
-
 #[derive(Debug)]
 struct ById(Arc<Shared>);
 
-impl ById {
+impl StoreFolder for ById {
+    fn shared(&self) -> &Arc<Shared> {
+        &self.0
+    }
+
     fn entry(&self, snapshot: &Snapshot, name: &Name) -> Result<Option<Entry>> {
         let exact = std::str::from_utf8(name.as_bytes()).ok().and_then(ImageId::from_hex);
         if let Some(node) = exact.and_then(|id| ImageDir::node(&self.0, snapshot, &id, 2)) {
@@ -120,35 +103,11 @@ impl ById {
         let meant = meant.filter(|_| exact.is_none());
         Ok(meant.map(|id| Entry::link(Link::new(id.into_bytes(), snapshot.catalogue.changed))))
     }
-}
 
-impl Section for ById {
-    fn identity(&self) -> Vec<u8> {
-        Vec::new()
-    }
-
-    fn time(&self) -> Timestamp {
-        self.0.current().time
-    }
-
-    fn changes(&self) -> bool {
-        true
-    }
-
-    fn is_of_names(&self) -> bool {
-        true
-    }
-
-    fn lookup(&self, name: &Name) -> Result<Option<Entry>> {
-        self.0.answer(|snapshot| self.entry(snapshot, name))
-    }
-
-    fn list(&self) -> Result<Vec<(Name, Entry)>> {
-        self.0.answer(|snapshot| {
-            snapshot.catalogue.has_all(List::Images)?;
-            let image = |id: &ImageId| ImageDir::node(&self.0, snapshot, id, 2);
-            let node = |id: &ImageId| Some((Name::escaped(id.hex().as_bytes()), image(id)?));
-            Ok(snapshot.catalogue.images.keys().filter_map(node).collect())
-        })
+    fn entries(&self, snapshot: &Snapshot) -> Result<Vec<(Name, Entry)>> {
+        snapshot.catalogue.has_all(List::Images)?;
+        let image = |id: &ImageId| ImageDir::node(&self.0, snapshot, id, 2);
+        let node = |id: &ImageId| Some((Name::escaped(id.hex().as_bytes()), image(id)?));
+        Ok(snapshot.catalogue.images.keys().filter_map(node).collect())
     }
 }

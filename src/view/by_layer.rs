@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Entry, Link, Section, Shared, Snapshot, Text, facts, meant_id, undamaged};
+use super::{Entry, Link, Shared, Snapshot, StoreFolder, Text, facts, meant_id, undamaged};
 use crate::digest::{ChainId, DiffId};
 use crate::error::Result;
-use crate::meta::Timestamp;
 use crate::name::Name;
 use crate::store::List;
 
@@ -62,6 +61,12 @@ impl ByLayer {
         let below = record.parent.and_then(|parent| snapshot.catalogue.layers.get(&parent));
         self.shared.layer_root(record, below).map(Some)
     }
+}
+
+impl StoreFolder for ByLayer {
+    fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
 
     fn entry(&self, snapshot: &Snapshot, name: &Name) -> Result<Option<Entry>> {
         let Ok(text) = std::str::from_utf8(name.as_bytes()) else { return Ok(None) };
@@ -87,31 +92,5 @@ impl ByLayer {
             entries.push((Name::escaped(format!("{hex}.json").as_bytes()), self.facts(snapshot, &chain)?));
         }
         Ok(entries)
-    }
-}
-
-impl Section for ByLayer {
-    fn identity(&self) -> Vec<u8> {
-        Vec::new()
-    }
-
-    fn time(&self) -> Timestamp {
-        self.shared.current().time
-    }
-
-    fn changes(&self) -> bool {
-        true
-    }
-
-    fn is_of_names(&self) -> bool {
-        true
-    }
-
-    fn lookup(&self, name: &Name) -> Result<Option<Entry>> {
-        self.shared.answer(|snapshot| self.entry(snapshot, name))
-    }
-
-    fn list(&self) -> Result<Vec<(Name, Entry)>> {
-        self.shared.answer(|snapshot| self.entries(snapshot))
     }
 }

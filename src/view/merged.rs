@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::names::{Found, Path, target};
-use super::{Entry, Link, Section, Shared, Snapshot, meant_id, undamaged};
+use super::{Entry, Link, Section, Shared, Snapshot, StoreFolder, meant_id, undamaged};
 use crate::digest::{ChainId, ImageId};
 use crate::error::{Error, Result};
 use crate::meta::Timestamp;
@@ -79,6 +79,16 @@ impl Merged {
             None => Ok(None),
         }
     }
+}
+
+fn is_referenced(catalogue: &Catalogue, id: &ImageId) -> bool {
+    catalogue.images.get(id).is_some_and(|image| image.standing == Standing::Referenced)
+}
+
+impl StoreFolder for Merged {
+    fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
 
     fn entry(&self, snapshot: &Snapshot, name: &Name) -> Result<Option<Entry>> {
         let path = self.below(name);
@@ -132,36 +142,6 @@ impl Merged {
             entries.extend(node.map(|node| (name, node)));
         }
         Ok(entries)
-    }
-}
-
-fn is_referenced(catalogue: &Catalogue, id: &ImageId) -> bool {
-    catalogue.images.get(id).is_some_and(|image| image.standing == Standing::Referenced)
-}
-
-impl Section for Merged {
-    fn identity(&self) -> Vec<u8> {
-        Vec::new()
-    }
-
-    fn time(&self) -> Timestamp {
-        self.shared.current().time
-    }
-
-    fn changes(&self) -> bool {
-        true
-    }
-
-    fn is_of_names(&self) -> bool {
-        true
-    }
-
-    fn lookup(&self, name: &Name) -> Result<Option<Entry>> {
-        self.shared.answer(|snapshot| self.entry(snapshot, name))
-    }
-
-    fn list(&self) -> Result<Vec<(Name, Entry)>> {
-        self.shared.answer(|snapshot| self.entries(snapshot))
     }
 }
 

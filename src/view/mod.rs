@@ -114,6 +114,43 @@ pub trait Section: Debug + Send + Sync {
     }
 }
 
+/// A folder whose names come and go with the store's.
+trait StoreFolder: Debug + Send + Sync {
+    fn shared(&self) -> &Arc<Shared>;
+
+    /// As [`Section::lookup`], in one state of the store.
+    fn entry(&self, snapshot: &Snapshot, name: &Name) -> Result<Option<Entry>>;
+
+    /// As [`Section::list`], in one state of the store.
+    fn entries(&self, snapshot: &Snapshot) -> Result<Vec<(Name, Entry)>>;
+}
+
+impl<T: StoreFolder> Section for T {
+    fn identity(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn time(&self) -> Timestamp {
+        self.shared().current().time
+    }
+
+    fn changes(&self) -> bool {
+        true
+    }
+
+    fn is_of_names(&self) -> bool {
+        true
+    }
+
+    fn lookup(&self, name: &Name) -> Result<Option<Entry>> {
+        self.shared().answer(|snapshot| self.entry(snapshot, name))
+    }
+
+    fn list(&self) -> Result<Vec<(Name, Entry)>> {
+        self.shared().answer(|snapshot| self.entries(snapshot))
+    }
+}
+
 type Folder = fn(&Arc<Shared>) -> Entry;
 
 /// The top-level folders. Beside them is the file `status`.

@@ -56,6 +56,17 @@ impl HeldFolder {
         let found = data_root.stat(&path)?.map(|meta| meta.id());
         Ok(Self { path, found })
     }
+
+    /// What is at its name now; nothing where that cannot be told.
+    ///
+    /// # Errors
+    /// Transient ones.
+    fn now(&self, data_root: &Root) -> Result<Option<FileId>> {
+        match data_root.stat(&self.path) {
+            Err(error) if error.is_transient() => Err(error),
+            found => Ok(found.ok().flatten().map(|meta| meta.id())),
+        }
+    }
 }
 
 /// A data root with one graph driver.
@@ -188,17 +199,6 @@ fn in_folder(data_root: &Root, image: &Root, name: &str, options: &Options) -> R
     })
 }
 
-/// Which file is at a path, without its times.
-///
-/// # Errors
-/// Transient ones.
-fn stamp_of_place(root: &Root, path: &TreePath) -> Result<Option<Stamp>> {
-    match root.stat(path) {
-        Err(error) if error.is_transient() => Err(error),
-        found => Ok(found.ok().flatten().map(|meta| Stamp::of_changes(meta.inode))),
-    }
-}
-
 impl Store for Docker {
     fn kind(&self) -> &'static str {
         "docker"
@@ -223,7 +223,7 @@ impl Store for Docker {
         let mut stamps =
             vec![Stamp::of_changes(self.looks.changes()), Stamp::of_changes(self.notices.load(Ordering::Acquire))];
         for folder in &self.held {
-            stamps.extend(stamp_of_place(self.containers.data_root(), &folder.path)?);
+            stamps.extend(folder.now(self.containers.data_root())?.map(|found| Stamp::of_changes(found.inode)));
         }
         for file in [repositories::FILE, imagedb::CONTENT, imagedb::METADATA, layerdb::LAYERS, containers::MOUNTS] {
             stamps.extend(stamp_of(&self.image, &path(file))?);
@@ -362,15 +362,11 @@ impl Docker {
     /// Transient ones.
     fn replaced(&self) -> Result<Vec<Damage>> {
         let mut replaced = Vec::new();
-        for HeldFolder { path, found } in &self.held {
-            let data_root = self.containers.data_root();
-            let now = match data_root.stat(path) {
-                Err(error) if error.is_transient() => return Err(error),
-                now => now.ok().flatten(),
-            };
-            if now.map(|meta| meta.id()) != *found {
+        let data_root = self.containers.data_root();
+        for folder in &self.held {
+            if folder.now(data_root)? != folder.found {
                 let why = "it was replaced or moved since it was mounted; unmount, and mount again";
-                replaced.push(Damage::of(data_root.shown(path), why));
+                replaced.push(Damage::of(data_root.shown(&folder.path), why));
             }
         }
         Ok(replaced)
