@@ -33,13 +33,14 @@ docker-fs [SOURCE] MOUNTPOINT [-f] [-o OPTION[,OPTION…]]…
 pub(super) const OPTION: &str = "Mount options; --help lists them";
 
 pub(super) const AFTER: &str = "\
-SOURCE is a Docker data root; without it, the machine's own is taken.
-MOUNTPOINT is an empty directory. 'docker-fs --help' says more and has examples.";
+SOURCE is the data root of Docker, containerd or podman; without it, the machine's own
+is taken. MOUNTPOINT is an empty directory. 'docker-fs --help' says more and has examples.";
 
 pub(super) const LONG_AFTER: &str = "\
-SOURCE is a Docker data root. Without it, the machine's own is taken: the data-root of
-daemon.json, /var/lib/docker, that of Docker's snap; for other users than root first those
-of a rootless Docker. MOUNTPOINT is an empty directory, neither in the store nor around it
+SOURCE is the data root of Docker, containerd or podman. Without it, the machine's own is
+taken, the first of these that holds a store: the data-root of daemon.json,
+/var/lib/docker, that of Docker's snap, /var/lib/containerd, /var/lib/containers/storage;
+for other users than root before them those of a rootless Docker or podman. MOUNTPOINT is an empty directory, neither in the store nor around it
 (reading would never end); a single argument is always the MOUNTPOINT.
 
 Mount options (-o):

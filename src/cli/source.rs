@@ -23,7 +23,18 @@ use crate::root::Root;
 use crate::store::{self, Store};
 
 /// Where engines of the whole machine keep their data, from its root directory.
-const SYSTEM: &str = "var/lib/docker";
+const DOCKER: &str = "var/lib/docker";
+const CONTAINERD: &str = "var/lib/containerd";
+const CONTAINERS_STORAGE: &str = "var/lib/containers/storage";
+/// These, each with what is in it where it holds a store.
+const SYSTEM: &[(&str, &str)] = &[
+    (DOCKER, "image"),
+    (DOCKER, "graph"),
+    (DOCKER, "containerd/daemon/io.containerd.metadata.v1.bolt"),
+    (CONTAINERD, "io.containerd.metadata.v1.bolt"),
+    (CONTAINERS_STORAGE, "overlay-images"),
+    (CONTAINERS_STORAGE, "vfs-images"),
+];
 /// The largest daemon.json that is read, in bytes.
 const CONFIG_MAX: u64 = 1 << 20;
 
@@ -73,10 +84,8 @@ impl Surroundings {
             places.extend(data.flat_map(|data| [data.join("docker"), data.join("containers/storage")]));
         }
         places.extend(configured(&self.root.join("etc/docker/daemon.json")));
-        places.push(self.root.join(SYSTEM));
-        places.push(self.root.join("var/snap/docker/common/var-lib-docker"));
-        places.push(self.root.join("var/lib/containerd"));
-        places.push(self.root.join("var/lib/containers/storage"));
+        let system = [DOCKER, "var/snap/docker/common/var-lib-docker", CONTAINERD, CONTAINERS_STORAGE];
+        places.extend(system.map(|place| self.root.join(place)));
         let mut unique: Vec<PathBuf> = Vec::new();
         for place in places {
             if !unique.contains(&place) {
@@ -86,11 +95,11 @@ impl Surroundings {
         unique
     }
 
-    /// The directory of a containerd that holds images, which are Docker's where it has no store of its own.
-    fn containerd(&self) -> Option<PathBuf> {
-        let place = self.root.join("var/lib/containerd");
+    /// The directory of a containerd that holds images, which an engine may have beside those of the place that was taken.
+    fn containerd(&self, taken: &Path) -> Option<PathBuf> {
+        let place = self.root.join(CONTAINERD);
         // Made with the first image.
-        place.join("io.containerd.content.v1.content/blobs").is_dir().then_some(place)
+        (place != taken && place.join("io.containerd.content.v1.content/blobs").is_dir()).then_some(place)
     }
 }
 
@@ -140,9 +149,14 @@ pub(super) fn open(
     match source {
         Some(source) => named(source, options).map(|stores| (source.to_owned(), stores)),
         None => {
-            let ((place, stores), passed_over) = found(&surroundings(), options)?;
+            let surroundings = surroundings();
+            let ((place, stores), passed_over) = found(&surroundings, options)?;
             for other in passed_over {
                 log::warn!("{} is taken, though there may be a store that {other}", place.display());
+            }
+            if let Some(other) = surroundings.containerd(&place) {
+                let other = other.display();
+                log::warn!("{} is taken; {other} holds images too, for: docker-fs {other} MOUNTPOINT", place.display());
             }
             Ok((place, stores))
         }
@@ -174,11 +188,13 @@ fn named(source: &Path, options: &store::Options) -> Result<Vec<Box<dyn Store>>,
 
 /// The store of a machine whose root directory was named, as a disk of another machine is mounted.
 fn within(source: &Path) -> Option<PathBuf> {
-    let inside = TreePath::new(SYSTEM.as_bytes())?;
     // By way of the root, so that no link in it leads to this machine's own.
-    let data_root = Root::open(source).ok()?.sub(&inside).ok()?;
-    let image = TreePath::new(b"image")?;
-    data_root.stat(&image).ok()??.is_dir().then(|| source.join(SYSTEM))
+    let root = Root::open(source).ok()?;
+    let holds = |(place, mark): &&(&str, &str)| {
+        let path = TreePath::new(format!("{place}/{mark}").as_bytes());
+        path.and_then(|path| root.stat(&path).ok().flatten()).is_some_and(|found| found.is_dir())
+    };
+    SYSTEM.iter().find(holds).map(|(place, _)| source.join(place))
 }
 
 fn is_denied(error: &Error) -> bool {
@@ -210,13 +226,6 @@ fn found(surroundings: &Surroundings, options: &store::Options) -> Result<(Opene
             },
         };
         tried.push_str(&format!("\n  {} {why}", place.display()));
-    }
-    if let Some(place) = surroundings.containerd() {
-        return Err(Failure::failed(format!(
-            "this machine's images are in {}, containerd's own store, as new installations of Docker 29 have it, which is \
-             not supported yet",
-            place.display()
-        )));
     }
     let root = if denied { ", as root" } else { "" };
     Err(Failure::no_store(format!(
@@ -315,21 +324,15 @@ mod tests {
     }
 
     #[test]
-    fn images_of_containerd_are_not_taken_for_nothing() {
+    fn images_of_containerd_beside_those_of_docker_are_told_of() {
         let dir = tempfile::tempdir().unwrap();
         let machine = Surroundings { user: None, ..machine(dir.path()) };
-        let containerd = dir.path().join("var/lib/containerd");
-        fs::create_dir_all(dir.path().join("var/lib/docker/buildkit")).unwrap();
-        let ends = || open(None, || machine.clone(), &store::Options::default()).unwrap_err();
+        let (docker, containerd) = (dir.path().join(DOCKER), dir.path().join(CONTAINERD));
         fs::create_dir_all(containerd.join("io.containerd.content.v1.content/ingest")).unwrap();
-        assert_eq!(ends().exit, crate::cli::Exit::NoStore, "a containerd without images");
+        assert_eq!(machine.containerd(&docker), None, "a containerd without images");
         fs::create_dir_all(containerd.join("io.containerd.content.v1.content/blobs")).unwrap();
-        let message = format!(
-            "this machine's images are in {}, containerd's own store, as new installations of Docker 29 have it, which \
-             is not supported yet",
-            containerd.display()
-        );
-        assert_eq!(ends(), Failure::failed(message));
+        assert_eq!(machine.containerd(&docker), Some(containerd.clone()));
+        assert_eq!(machine.containerd(&containerd), None, "it is what is shown");
     }
 
     #[test]
@@ -341,7 +344,9 @@ mod tests {
         let untouched = || -> Surroundings { panic!("this machine's configuration is none of its business") };
         let said = || open(Some(&disk), untouched, &store::Options::default()).unwrap_err().message;
         let wanted = format!(
-            "no container store in {}; a Docker data root is wanted, such as /var/lib/docker, which holds image/overlay2",
+            "no container store in {}; a Docker data root is wanted, such as /var/lib/docker, which holds \
+             image/overlay2, containerd's root, such as /var/lib/containerd, where Docker 29 has its images, or podman's, \
+             such as /var/lib/containers/storage",
             disk.display()
         );
         // A link there is another machine's, and here leads elsewhere.
@@ -351,6 +356,11 @@ mod tests {
         fs::create_dir_all(disk.join("var/lib/docker/image")).unwrap();
         let there = format!("no container store in {0}; there is one in {0}/var/lib/docker", disk.display());
         assert_eq!(said(), there);
+        for (place, mark) in SYSTEM {
+            fs::remove_dir_all(disk.join("var/lib")).unwrap();
+            fs::create_dir_all(disk.join(place).join(mark)).unwrap();
+            assert_eq!(said(), format!("no container store in {0}; there is one in {0}/{place}", disk.display()));
+        }
     }
 
     #[test]
