@@ -27,7 +27,7 @@ use tempfile::TempDir;
 
 const DOCKER_FS: &str = env!("CARGO_BIN_EXE_docker-fs");
 /// How long anything here may take that is not a failure.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A directory with a store of two images, `good:1` and `bad:1`, which share nothing, and an empty directory `m`.
 struct Bench {
