@@ -11,6 +11,7 @@ pub mod driver;
 pub mod graph;
 mod looks;
 mod reading;
+mod repositories;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -520,6 +521,24 @@ pub struct Container {
     pub stored: Timestamp,
     /// What is wrong with the container, a sentence each.
     pub damage: Vec<String>,
+}
+
+impl Container {
+    /// A container of which nothing else is known yet.
+    #[must_use]
+    pub fn of(id: ContainerId) -> Self {
+        Self {
+            id,
+            name: None,
+            image: None,
+            changes: None,
+            init: None,
+            parent: None,
+            config_bytes: None,
+            stored: Timestamp::default(),
+            damage: Vec::new(),
+        }
+    }
 }
 
 impl Catalogue {

@@ -226,17 +226,8 @@ fn finish(
     is_whole: IsWhole<'_>,
     catalogue: &mut Catalogue,
 ) -> Result<Option<Container>> {
-    let mut container = Container {
-        id,
-        name: None,
-        image: draft.image,
-        changes: None,
-        init: None,
-        parent: None,
-        config_bytes: draft.config_bytes,
-        stored: draft.stored,
-        damage: Vec::new(),
-    };
+    let mut container =
+        Container { image: draft.image, config_bytes: draft.config_bytes, stored: draft.stored, ..Container::of(id) };
     let mut wrong: Vec<Damage> = draft.wrong.iter().cloned().collect();
     if let Err(damage) = layers(draft, layout, &mut container)? {
         wrong.push(damage);

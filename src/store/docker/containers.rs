@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::{JSON_MAX, ids, layerdb, path, sound_ids, unread};
 use crate::digest::{CacheId, ChainId, ContainerId, ImageId};
 use crate::error::{Error, Result};
-use crate::meta::{Kind, Meta, Timestamp};
+use crate::meta::{Kind, Meta};
 use crate::name::TreePath;
 use crate::root::Root;
 use crate::store::driver::Driver;
@@ -217,17 +217,7 @@ pub(super) fn read(
     };
     let configured: BTreeSet<_> = configured.into_iter().collect();
     for id in mounted.union(&configured) {
-        let mut container = Container {
-            id: *id,
-            name: None,
-            image: None,
-            changes: None,
-            init: None,
-            parent: None,
-            config_bytes: None,
-            stored: Timestamp::default(),
-            damage: Vec::new(),
-        };
+        let mut container = Container::of(*id);
         let file = config_of(id);
         let mut wrong = Vec::new();
         let mut is_dead = false;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{JSON_MAX, blame, ids, in_parallel, layerdb, path, repositories, sound_ids, unread};
+use super::{JSON_MAX, REPOSITORIES, blame, ids, in_parallel, layerdb, path, sound_ids, unread};
 use crate::digest::{ChainId, ImageId};
 use crate::error::{Error, Result};
 use crate::meta::Timestamp;
@@ -31,7 +31,7 @@ pub(super) fn read(
         unread(catalogue, List::Images, Damage::of(image.shown(&path(CONTENT)), "missing"));
     }
     if references.is_none() && !stored.is_empty() {
-        catalogue.damage.push(Damage::of(image.shown(&path(repositories::FILE)), "missing, so no image has a name"));
+        catalogue.damage.push(Damage::of(image.shown(&path(REPOSITORIES)), "missing, so no image has a name"));
     }
     let references = references.unwrap_or_default();
     let contents = image.folder(&path(CONTENT)).ok().flatten();

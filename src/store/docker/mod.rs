@@ -19,7 +19,6 @@ pub(super) mod containers;
 mod imagedb;
 mod layerdb;
 mod place;
-mod repositories;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::BorrowedFd;
@@ -31,6 +30,7 @@ use parking_lot::Mutex;
 use super::driver::{DRIVERS, Driver};
 use super::looks::Looks;
 use super::reading::{JSON_MAX, blame, ids, in_parallel, path, sound_ids, stamp_of, unread};
+use super::repositories::{self, Form};
 use super::{Catalogue, Damage, Generation, LayerRecord, Layering, List, Options, Stamp, Store};
 use crate::digest::{CacheId, ChainId, ContainerId, ImageId};
 use crate::error::{Error, Result};
@@ -44,6 +44,8 @@ use place::Place;
 
 /// The largest of layerdb's small files that is read, in bytes.
 const FIELD_MAX: usize = 4096;
+const REPOSITORIES: &str = "repositories.json";
+
 /// A folder that is held, and what was at its name: not the folder itself where a mount lies upon it.
 #[derive(Debug)]
 struct HeldFolder {
@@ -155,7 +157,7 @@ fn in_data_root(data_root: &Root, options: &Options) -> Result<Opened> {
     for name in image.names(&TreePath::root())? {
         let driver = TreePath::from(name.clone());
         let has = |file: &str| image.stat(&driver.join_path(&path(file)));
-        if has("imagedb")?.is_some() || has("repositories.json")?.is_some() {
+        if has("imagedb")?.is_some() || has(REPOSITORIES)?.is_some() {
             names.insert(String::from_utf8_lossy(name.as_bytes()).into_owned());
         }
     }
@@ -210,7 +212,7 @@ impl Store for Docker {
 
     fn used(&self) -> Result<Timestamp> {
         let mut latest = Timestamp::default();
-        for file in [repositories::FILE, imagedb::CONTENT, layerdb::LAYERS, containers::MOUNTS] {
+        for file in [REPOSITORIES, imagedb::CONTENT, layerdb::LAYERS, containers::MOUNTS] {
             // What cannot be looked at is found when the store is read.
             let found = self.image.stat(&path(file)).ok().flatten();
             latest = latest.max(found.map(|meta| meta.modified).unwrap_or_default());
@@ -225,7 +227,7 @@ impl Store for Docker {
         for folder in &self.held {
             stamps.extend(folder.now(self.containers.data_root())?.map(|found| Stamp::of_changes(found.inode)));
         }
-        for file in [repositories::FILE, imagedb::CONTENT, imagedb::METADATA, layerdb::LAYERS, containers::MOUNTS] {
+        for file in [REPOSITORIES, imagedb::CONTENT, imagedb::METADATA, layerdb::LAYERS, containers::MOUNTS] {
             stamps.extend(stamp_of(&self.image, &path(file))?);
         }
         stamps.extend(self.containers.stamps()?);
@@ -268,7 +270,7 @@ impl Store for Docker {
         // Where the references cannot be read, the time is that of what was known before.
         let changed = known.map_or_else(|| self.image.meta().map(|meta| meta.modified), |known| Ok(known.changed))?;
         let mut catalogue = Catalogue { damage: self.skipped.clone(), looks, changed, ..Catalogue::default() };
-        let references = repositories::read(&self.image, &mut catalogue)?;
+        let references = repositories::read(&self.image, &path(REPOSITORIES), Form::Whole, &mut catalogue)?;
         let reader = layerdb::Reader { image: &self.image, driver: self.driver.as_ref(), looks: &self.looks };
         reader.read(known, &mut catalogue)?;
         imagedb::read(&self.image, references, known, self.driver.layering(), &mut catalogue)?;

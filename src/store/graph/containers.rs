@@ -7,7 +7,6 @@ use serde::Deserialize;
 use super::images::JSON_MAX;
 use crate::digest::{CacheId, ContainerId, ImageId};
 use crate::error::{Error, Result};
-use crate::meta::Timestamp;
 use crate::name::TreePath;
 use crate::root::Root;
 use crate::store::docker::containers::{Containers, is_name};
@@ -43,17 +42,7 @@ pub(super) fn read(containers: &Containers, driver: &dyn Driver, catalogue: &mut
         }
     };
     for id in sound_ids(&all, &TreePath::root(), ContainerId::from_hex, List::Containers, catalogue)? {
-        let mut container = Container {
-            id,
-            name: None,
-            image: None,
-            changes: None,
-            init: None,
-            parent: None,
-            config_bytes: None,
-            stored: Timestamp::default(),
-            damage: Vec::new(),
-        };
+        let mut container = Container::of(id);
         let file = config_of(&id);
         let damage = match fill(&all, &file, driver, &mut container) {
             // Another driver's, one that is being made, or one of a newer engine.

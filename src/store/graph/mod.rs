@@ -17,8 +17,8 @@
 
 mod containers;
 mod images;
-mod repositories;
 
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
@@ -28,6 +28,7 @@ use parking_lot::Mutex;
 use super::docker::containers::Containers;
 use super::driver::{DRIVERS, Driver};
 use super::reading::{ids, path, stamp_of};
+use super::repositories::{self, Form};
 use super::{Catalogue, Damage, Generation, LayerRecord, Options, Stamp, Store};
 use crate::digest::{CacheId, ContainerId, ImageId};
 use crate::error::{Error, Result};
@@ -197,7 +198,12 @@ impl Store for Graph {
     fn catalogue(&self, known: Option<&Catalogue>) -> Result<Catalogue> {
         let changed = known.map_or_else(|| self.graph.meta().map(|meta| meta.modified), |known| Ok(known.changed))?;
         let mut catalogue = Catalogue { damage: self.skipped.clone(), changed, ..Catalogue::default() };
-        let references = repositories::read(self.containers.data_root(), &self.repositories, &mut catalogue)?;
+        let (data_root, file) = (self.containers.data_root(), &self.repositories);
+        let references =
+            repositories::read(data_root, file, Form::InRepository, &mut catalogue)?.unwrap_or_else(|| {
+                catalogue.damage.push(Damage::of(data_root.shown(file), "missing, so no image has a name"));
+                BTreeMap::new()
+            });
         let reader = images::Reader { graph: &self.graph, driver: self.driver.as_ref(), is_shared: self.is_shared };
         reader.read(references, &mut catalogue)?;
         containers::read(&self.containers, self.driver.as_ref(), &mut catalogue)?;

@@ -1,8 +1,11 @@
-//! `repositories.json`: which image a reference names.
+//! `repositories.json` and, of Docker 1.9 and older, `repositories-<driver>`: which image a reference names.
 //!
 //! ```text
-//! {"Repositories": {"<repository>": {"<familiar reference, in full>": "<image ID>"}}}
+//! {"Repositories": {"<repository>": {"<familiar reference, in full>": "sha256:<image ID>"}}}
+//! {"Repositories": {"<familiar name>": {"<tag or digest>": "<image ID>"}}}
 //! ```
+//!
+//! Docker 1.9 wrote the file in its place, so that a reader may see a part of it; then it is read again.
 //!
 //! The document is read entry by entry, and never held as a whole: one of a few megabytes can have a million entries.
 
@@ -11,36 +14,69 @@ use std::fmt;
 
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::{JSON_MAX, path, unread};
+use super::reading::{JSON_MAX, unread};
+use super::{Catalogue, Damage, List};
 use crate::digest::ImageId;
 use crate::error::Result;
+use crate::name::TreePath;
 use crate::reference::Reference;
 use crate::root::Root;
-use crate::store::{Catalogue, Damage, List};
 
-pub(super) const FILE: &str = "repositories.json";
 /// As many wrong entries are told one by one.
 const WRONG_MAX: usize = 100;
+
+/// How the entries of a document are written.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Form {
+    /// By Docker since 1.10: each with its whole reference.
+    Whole,
+    /// By those before it: each with a tag or digest in its repository.
+    InRepository,
+}
+
+impl Form {
+    fn reference(self, repository: &str, key: &str) -> Option<Reference> {
+        match self {
+            Self::Whole => Reference::parse(key).ok(),
+            Self::InRepository => {
+                // Digests hold a colon, tags cannot.
+                let separator = if key.contains(':') { '@' } else { ':' };
+                Reference::parse(&format!("{repository}{separator}{key}")).ok()
+            }
+        }
+    }
+
+    fn image(self, text: &str) -> Option<ImageId> {
+        match self {
+            Self::Whole => text.parse().ok(),
+            Self::InRepository => ImageId::from_hex(text),
+        }
+    }
+}
 
 /// Reads all references; what cannot be one becomes damage. `None` where the file is missing.
 ///
 /// # Errors
 /// Transient ones: then the references are unknown, which is not none.
-pub(super) fn read(image: &Root, catalogue: &mut Catalogue) -> Result<Option<BTreeMap<Reference, ImageId>>> {
-    let file = path(FILE);
-    let content = match image.read(&file, JSON_MAX) {
+pub(super) fn read(
+    root: &Root,
+    file: &TreePath,
+    form: Form,
+    catalogue: &mut Catalogue,
+) -> Result<Option<BTreeMap<Reference, ImageId>>> {
+    let content = match root.read(file, JSON_MAX) {
         Ok(Some((content, meta))) => {
             catalogue.changed = meta.modified;
             content
         }
         Ok(None) => return Ok(None),
         Err(error) => {
-            unread(catalogue, List::References, Damage::from_error(image, &file, error)?);
+            unread(catalogue, List::References, Damage::from_error(root, file, error)?);
             return Ok(Some(BTreeMap::new()));
         }
     };
-    let damage = |why| Damage::of(image.shown(&file), why);
-    match parse(&content) {
+    let damage = |why| Damage::of(root.shown(file), why);
+    match parse(&content, form) {
         Ok((references, wrong)) => {
             catalogue.damage.extend(wrong.into_iter().map(damage));
             Ok(Some(references))
@@ -53,8 +89,8 @@ pub(super) fn read(image: &Root, catalogue: &mut Catalogue) -> Result<Option<BTr
 }
 
 /// What a document says, and what is wrong with it; only what is wrong where it is not whole, since it says nothing then.
-fn parse(content: &[u8]) -> std::result::Result<(BTreeMap<Reference, ImageId>, Vec<String>), String> {
-    let mut found = Found::default();
+fn parse(content: &[u8], form: Form) -> std::result::Result<(BTreeMap<Reference, ImageId>, Vec<String>), String> {
+    let mut found = Found { form, references: BTreeMap::new(), wrong: Vec::new(), untold: 0 };
     // As the engine reads it: bytes that are no UTF-8 spoil the name that they stand in, and no other.
     let text = String::from_utf8_lossy(content);
     let mut document = serde_json::Deserializer::from_str(&text);
@@ -68,8 +104,8 @@ fn parse(content: &[u8]) -> std::result::Result<(BTreeMap<Reference, ImageId>, V
     Ok((found.references, found.wrong))
 }
 
-#[derive(Default)]
 struct Found {
+    form: Form,
     references: BTreeMap<Reference, ImageId>,
     wrong: Vec<String>,
     untold: usize,
@@ -84,16 +120,27 @@ impl Found {
         }
     }
 
-    fn entry(&mut self, key: &str, target: Option<ImageId>) {
-        match (Reference::parse(key), target) {
-            (Ok(reference), Some(id)) => match self.references.get(&reference) {
+    fn entry(&mut self, repository: &str, key: &str, target: &Target) {
+        let entry = || match self.form {
+            Form::Whole => format!("{:?}", start_of(key)),
+            Form::InRepository => format!("{:?} in {:?}", start_of(key), start_of(repository)),
+        };
+        let image = target.0.as_ref().and_then(|text| self.form.image(text));
+        match (self.form.reference(repository, key), image) {
+            (Some(reference), Some(id)) => match self.references.get(&reference) {
                 Some(other) if *other != id => self.wrong(|| format!("names two images {reference}")),
                 _ => {
                     self.references.insert(reference, id);
                 }
             },
-            (Err(_), _) => self.wrong(|| format!("{:?} is no reference", start_of(key))),
-            (_, None) => self.wrong(|| format!("{key:?} names no image ID")),
+            (None, _) => {
+                let why = format!("{} is no reference", entry());
+                self.wrong(|| why);
+            }
+            (_, None) => {
+                let why = format!("{} names no image ID", entry());
+                self.wrong(|| why);
+            }
         }
     }
 }
@@ -104,11 +151,11 @@ fn start_of(text: &str) -> String {
 }
 
 /// Where in the document an object stands.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 enum Level {
     Document,
     Repositories,
-    Repository,
+    Repository(String),
 }
 
 /// An object of the document. What stands in its place spoils nothing else, but for the document itself; `null` is an
@@ -122,7 +169,7 @@ impl Part<'_> {
     fn no_object<E: serde::de::Error>(self) -> std::result::Result<(), E> {
         match self.level {
             Level::Document => Err(E::custom("not an object")),
-            Level::Repositories | Level::Repository => {
+            Level::Repositories | Level::Repository(_) => {
                 self.found.wrong(|| "holds something else than an object where references should be".to_owned());
                 Ok(())
             }
@@ -148,16 +195,13 @@ impl<'de> Visitor<'de> for Part<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
         while let Some(key) = map.next_key::<String>()? {
             let found = &mut *self.found;
-            match self.level {
+            match &self.level {
                 Level::Document if key == "Repositories" => {
                     map.next_value_seed(Part { level: Level::Repositories, found })?;
                 }
                 Level::Document => drop(map.next_value::<IgnoredAny>()?),
-                Level::Repositories => map.next_value_seed(Part { level: Level::Repository, found })?,
-                Level::Repository => {
-                    let Target(target) = map.next_value()?;
-                    found.entry(&key, target);
-                }
+                Level::Repositories => map.next_value_seed(Part { level: Level::Repository(key), found })?,
+                Level::Repository(repository) => found.entry(repository, &key, &map.next_value()?),
             }
         }
         Ok(())
@@ -193,8 +237,8 @@ impl<'de> Visitor<'de> for Part<'_> {
     }
 }
 
-/// What a reference names: an image ID, or something else, which is passed over.
-struct Target(Option<ImageId>);
+/// What a reference names: a text that should be an image ID, or something else, which is passed over.
+struct Target(Option<String>);
 
 impl<'de> Deserialize<'de> for Target {
     fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
@@ -212,7 +256,7 @@ impl<'de> Visitor<'de> for TargetVisitor {
     }
 
     fn visit_str<E>(self, text: &str) -> std::result::Result<Target, E> {
-        Ok(Target(text.parse().ok()))
+        Ok(Target(Some(text.to_owned())))
     }
 
     fn visit_unit<E>(self) -> std::result::Result<Target, E> {
@@ -251,7 +295,7 @@ mod tests {
     use super::*;
 
     fn names(content: &str) -> (Vec<String>, usize) {
-        match parse(content.as_bytes()) {
+        match parse(content.as_bytes(), Form::Whole) {
             Ok((references, wrong)) => (references.keys().map(ToString::to_string).collect(), wrong.len()),
             Err(_) => (Vec::new(), 1),
         }
@@ -291,9 +335,25 @@ mod tests {
     }
 
     #[test]
+    fn of_a_repository_tags_and_digests_are_told_apart() {
+        let (a, b) = ("a".repeat(64), "b".repeat(64));
+        let document = format!(
+            "{{\"Images\":[1],\"Repositories\":{{\"ubuntu\":{{\"14.04\":\"{a}\",\"sha256:{b}\":\"{a}\"}},\
+             \"reg.example:5000/app\":{{\"latest\":\"{b}\",\"x\":\"{a}0\",\"..\":\"{a}\"}},\"../x\":{{\"1\":\"{a}\"}},\
+             \"empty\":null}}}}"
+        );
+        let (references, wrong) = parse(document.as_bytes(), Form::InRepository).unwrap();
+        let names: Vec<_> = references.keys().map(ToString::to_string).collect();
+        assert_eq!(names, ["reg.example:5000/app:latest", "ubuntu:14.04", &format!("ubuntu@sha256:{b}")]);
+        assert_eq!(wrong.len(), 3, "{wrong:?}");
+        assert!(wrong.contains(&"\"..\" in \"reg.example:5000/app\" is no reference".to_owned()), "{wrong:?}");
+    }
+
+    #[test]
     fn of_many_wrong_entries_the_rest_is_counted() {
         let entries: Vec<String> = (0..1_000).map(|n| format!("\"{n}!\":1")).collect();
-        let (_, wrong) = parse(format!("{{\"Repositories\":{{\"a\":{{{}}}}}}}", entries.join(",")).as_bytes()).unwrap();
+        let document = format!("{{\"Repositories\":{{\"a\":{{{}}}}}}}", entries.join(","));
+        let (_, wrong) = parse(document.as_bytes(), Form::Whole).unwrap();
         assert_eq!(wrong.len(), WRONG_MAX + 1);
         assert_eq!(wrong[WRONG_MAX], "900 more of its entries are wrong");
     }
