@@ -527,8 +527,7 @@ impl Shared {
 
     /// Opens the directory of a layer that is not damaged.
     fn layer(&self, record: &LayerRecord) -> Result<Layer> {
-        let layer = self.store.layer(directory_of(record)?)?;
-        Ok(record.root.into_iter().fold(layer, Layer::within))
+        Ok(placed(record, self.store.layer(directory_of(record)?)?))
     }
 
     /// The root of the union of these layers, top first, under a container's own where there are any.
@@ -566,7 +565,7 @@ impl Shared {
             }
             Some(_) | None => self.store.changes(directory_of(record)?, None, Life::Lasting)?,
         };
-        LayerNode::root(layer, self.options.whiteouts, Footing::new(&self.store, records))
+        LayerNode::root(placed(record, layer), self.options.whiteouts, Footing::new(&self.store, records))
     }
 
     /// The root of what a container's own layer changes upon the one below it.
@@ -583,6 +582,11 @@ fn directory_of(record: &LayerRecord) -> Result<&CacheId> {
         (Some(why), _) => Err(Error::damaged(format!("layer {}", record.chain), why.clone())),
         (None, None) => Err(Error::damaged(format!("layer {}", record.chain), "it has no directory")),
     }
+}
+
+/// A layer that is the one in the directory that was found when the store was read, and in no other.
+fn placed(record: &LayerRecord, layer: Layer) -> Layer {
+    record.root.into_iter().fold(layer, Layer::within)
 }
 
 /// What a listing shows of something that may be damaged: nothing, then, since the files beside it say what is wrong.
