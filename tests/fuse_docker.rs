@@ -47,10 +47,12 @@ RUN cd /t && mkdir del && echo back >del/again && rm opaque/new && rm -r becomes
 CMD ["sleep", "infinity"]
 "#;
 
+/// What is written has a time of the program's choice: the kernel's own, of which it tells at first, is not the one on disk.
 const CHANGES: &str = r#"set -e; cd /t
 rm hard2; rm -r moved; rm -r owner; mkdir owner; echo mine >owner/mine; mkfifo pipe; mknod zero c 1 5
 touch "$(printf 'odd\nname\377')"; chmod 0 early; chown 5:6 capped; rm -rf /usr/share/zoneinfo
 mkdir /usr/share/zoneinfo; echo z >/usr/share/zoneinfo/z; mv becomes-file becomes-other; rm -rf /usr/share/doc
+touch -d '2020-01-02 03:04:05.678' /usr/share/zoneinfo/z owner/mine
 "#;
 
 /// The files below a directory of which this holds, by their paths there.
