@@ -30,17 +30,21 @@ pub(super) fn by_container(shared: &Arc<Shared>) -> Entry {
 }
 
 /// The name at which each container is listed: its own, or its ID where it has none or another has the same, of this store
-/// or among those that are taken.
-pub(super) fn names(catalogue: &Catalogue, taken: &BTreeSet<&Name>) -> BTreeMap<Name, ContainerId> {
-    let mut names = BTreeMap::new();
+/// or among those that are taken. Answers also those whose names are taken.
+pub(super) fn names(
+    catalogue: &Catalogue,
+    taken: &BTreeSet<&Name>,
+) -> (BTreeMap<Name, ContainerId>, Vec<(Name, ContainerId)>) {
+    let (mut names, mut hidden) = (BTreeMap::new(), Vec::new());
     for container in catalogue.containers.values() {
         let is_id =
             |name: &&String| ContainerId::from_hex(name).is_some_and(|id| catalogue.containers.contains_key(&id));
         let own = container.name.as_ref().filter(|name| !is_id(name)).map(|name| Name::escaped(name.as_bytes()));
+        hidden.extend(own.iter().filter(|name| taken.contains(name)).map(|name| (name.clone(), container.id)));
         let name = own.filter(|name| !names.contains_key(name) && !taken.contains(name));
         names.insert(name.unwrap_or_else(|| Name::escaped(container.id.hex().as_bytes())), container.id);
     }
-    names
+    (names, hidden)
 }
 
 /// Whether what is wrong with a container may be but the middle of a change.

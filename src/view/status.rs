@@ -128,12 +128,19 @@ struct Images {
     damaged: Vec<String>,
 }
 
-/// A reference that is not shown, and what is found by its ID.
+/// A name that is not shown, and what is found by its ID.
 #[derive(Serialize)]
 struct Hidden {
-    reference: String,
-    image: String,
+    #[serde(flatten)]
+    name: HiddenName,
     driver: String,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum HiddenName {
+    Reference { reference: String, image: String },
+    Container { name: String, container: String },
 }
 
 /// As [`crate::store::Damage`].
@@ -179,8 +186,15 @@ fn content(states: &[State<'_>], figures: Option<Figures>) -> Vec<u8> {
     };
     let hidden = |(store, state): &State<'_>| -> Vec<Hidden> {
         let driver = store.store.driver().to_owned();
-        let hidden = state.hidden.iter().map(|(reference, id)| (reference.to_string(), id.to_string()));
-        hidden.map(|(reference, image)| Hidden { reference, image, driver: driver.clone() }).collect()
+        let references = state.hidden.iter();
+        let references =
+            references.map(|(name, id)| HiddenName::Reference { reference: name.to_string(), image: id.to_string() });
+        let containers = state.hidden_containers.iter();
+        let containers = containers.map(|(name, id)| HiddenName::Container {
+            name: String::from_utf8_lossy(name.as_bytes()).into_owned(),
+            container: id.to_string(),
+        });
+        references.chain(containers).map(|name| Hidden { name, driver: driver.clone() }).collect()
     };
     // What the options say is the same for all stores.
     let options = states.first().map(|(store, _)| &store.options);

@@ -264,6 +264,11 @@ impl Store for Containerd {
         Ok(Generation::of(stamps))
     }
 
+    fn used(&self) -> Result<Timestamp> {
+        // Each transaction writes to the file.
+        self.place.meta.modified()
+    }
+
     fn watched(&self, each: &mut dyn FnMut(&Root, &TreePath)) -> Result<()> {
         each(&self.place.content.root, &path(content::BLOBS));
         self.place.docker.as_ref().map_or(Ok(()), |docker| docker.watched(each))

@@ -211,9 +211,11 @@ impl Store for Docker {
     fn used(&self) -> Result<Timestamp> {
         let mut latest = Timestamp::default();
         for file in [repositories::FILE, imagedb::CONTENT, layerdb::LAYERS, containers::MOUNTS] {
-            // What cannot be looked at is found when the store is read.
-            let found = self.image.stat(&path(file)).ok().flatten();
-            latest = latest.max(found.map(|meta| meta.modified).unwrap_or_default());
+            match self.image.stat(&path(file)) {
+                Err(error) if error.is_transient() => return Err(error),
+                // What cannot be looked at is found when the store is read.
+                found => latest = latest.max(found.ok().flatten().map(|meta| meta.modified).unwrap_or_default()),
+            }
         }
         Ok(latest)
     }
