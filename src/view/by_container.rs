@@ -196,10 +196,15 @@ impl ContainerDir {
         }
         let store = self.shared.store.as_ref();
         let own = match &container.changes {
-            Some(changes) => store.container_layers(changes, container.init.as_ref())?,
+            Some(changes) => {
+                let layers = store.container_layers(changes, container.init.as_ref())?;
+                layers
+                    .into_iter()
+                    .map(|layer| self.shared.owned(layer, changes).map(Arc::new))
+                    .collect::<Result<_>>()?
+            }
             None => Vec::new(),
         };
-        let own = own.into_iter().map(Arc::new).collect();
         let gone = || Error::damaged(format!("container {}", container.id), "a layer of its image is gone");
         let layering = self.shared.layering(container.changes.as_ref());
         let records = layering.of_container(self.layers.records().rev().collect());

@@ -73,10 +73,22 @@ const STATES_MAX: usize = 4;
 pub struct Options {
     /// The form of deletions in layers' trees.
     pub whiteouts: Form,
+    /// Whose numbers of owners are shown.
+    pub owners: Owners,
     /// Where the store is; for people.
     pub source: PathBuf,
     /// How the process that reads the store is confined; none where that is nobody's business.
     pub confinement: Vec<Measure>,
+}
+
+/// Whose numbers owners have in the tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Owners {
+    /// Those of the disk.
+    #[default]
+    Stored,
+    /// Those that containers see, in their user namespace.
+    Container,
 }
 
 /// The tree of the stores of one place.
@@ -380,6 +392,9 @@ impl Shared {
         above: Vec<Arc<Self>>,
         latest: Arc<Mutex<Timestamp>>,
     ) -> Result<Self> {
+        if options.owners == Owners::Container {
+            store.tells_owners()?;
+        }
         let nothing = Sightings::new();
         let arrangement = 0;
         let reader = Reader { store: store.as_ref(), above: &above, arrangement, latest: &latest };
@@ -524,8 +539,18 @@ impl Shared {
 
     /// Opens the directory of a layer that is not damaged.
     fn layer(&self, record: &LayerRecord) -> Result<Layer> {
-        let layer = self.store.layer(directory_of(record)?)?;
+        let id = directory_of(record)?;
+        let layer = self.owned(self.store.layer(id)?, id)?;
         Ok(record.root.into_iter().fold(layer, Layer::within))
+    }
+
+    /// A layer's directory of this name with the owners that are to be shown.
+    fn owned(&self, layer: Layer, id: &CacheId) -> Result<Layer> {
+        let owners = match self.options.owners {
+            Owners::Stored => None,
+            Owners::Container => self.store.owners(id)?,
+        };
+        Ok(owners.into_iter().fold(layer, Layer::owned))
     }
 
     /// The root of the union of these layers, top first, under a container's own where there are any.
@@ -563,12 +588,13 @@ impl Shared {
             }
             Some(_) | None => self.store.changes(directory_of(record)?, None, Life::Lasting)?,
         };
+        let layer = self.owned(layer, directory_of(record)?)?;
         LayerNode::root(layer, self.options.whiteouts, Footing::new(&self.store, records))
     }
 
     /// The root of what a container's own layer changes upon the one below it.
     fn own_root(&self, id: &CacheId, below: Option<&CacheId>) -> Result<Entry> {
-        let layer = self.store.changes(id, below, Life::Changing)?.changing();
+        let layer = self.owned(self.store.changes(id, below, Life::Changing)?.changing(), id)?;
         LayerNode::root(layer, self.options.whiteouts, Footing::new(&self.store, Vec::new()))
     }
 }

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Entry, Form, Shared, Snapshot, Text, facts};
+use super::{Entry, Form, Owners, Shared, Snapshot, Text, facts};
 use crate::meta::Timestamp;
 use crate::store::{Catalogue, Image, Standing};
 
@@ -93,6 +93,7 @@ struct Status<'a> {
     kind: String,
     driver: String,
     whiteouts: &'static str,
+    uidmap: &'static str,
     images: Images,
     references: usize,
     layers: usize,
@@ -211,6 +212,10 @@ fn content(states: &[State<'_>], figures: Option<Figures>) -> Vec<u8> {
         whiteouts: match options.map(|options| options.whiteouts).unwrap_or_default() {
             Form::Oci => "oci",
             Form::Stored => "stored",
+        },
+        uidmap: match options.map(|options| options.owners).unwrap_or_default() {
+            Owners::Stored => "stored",
+            Owners::Container => "container",
         },
         images: Images {
             total: sum(states, |catalogue| catalogue.images.len()),
