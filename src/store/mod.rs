@@ -50,7 +50,7 @@ type Opener = fn(Root, &Options) -> Result<Vec<Box<dyn Store>>>;
 /// Every kind of store, in the order in which they are tried.
 const OPENERS: &[(&str, Opener)] = &[
     ("docker", |root, options| docker::open(&root, options)),
-    (graph::KIND, |root, options| graph::open(root, options).map(Vec::from_iter)),
+    (graph::KIND, |root, options| graph::open(&root, options)),
     ("containerd", |root, options| containerd::open(root, options).map(Vec::from_iter)),
     ("containers-storage", |root, options| containers_storage::open(root, options).map(Vec::from_iter)),
 ];
