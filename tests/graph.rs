@@ -15,6 +15,7 @@ mod support;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use docker_fs::error::{Error, Result};
 use docker_fs::name::{Name, TreePath};
@@ -199,25 +200,128 @@ fn a_migrated_store_is_shown_once() {
     assert_eq!(files(&asked_for, "merged/app:1"), "etc/hosts opt/new");
 }
 
+/// A store with `app:1` of two layers and the container `web` of it, of a driver whose layers are whole trees.
+fn whole(root: &Path, driver: &'static str, draws: u32) -> (GraphBuilder, Vec<String>, String) {
+    let mut graph = GraphBuilder::of(root, driver);
+    graph.pass_over(draws);
+    let base = graph.image(None);
+    write(&graph.diff(&base), &["etc/hosts", "etc/old", driver]);
+    let top = graph.image(Some(&base));
+    match driver {
+        "aufs" => write(&graph.diff(&top), &["etc/.wh.old"]),
+        _ => fs::remove_file(graph.diff(&top).join("etc/old")).unwrap(),
+    }
+    write(&graph.diff(&top), &["opt/new"]);
+    graph.tag("app", "1", &top);
+    graph.tag(driver, "1", &base);
+    let web = graph.container("web", &top);
+    write(&graph.diff(&web), &["run/pid"]);
+    (graph, vec![base, top], web)
+}
+
+#[test]
+fn whole_trees_are_what_they_are() {
+    for driver in ["overlay", "vfs", "btrfs"] {
+        let dir = support::scratch("graph");
+        let (graph, app, web) = whole(&dir.path().join("docker"), driver, 0);
+        let view = open(graph.root(), None).unwrap();
+        assert_eq!(damage(&view), Vec::<String>::new(), "{driver}");
+        let sorted = |mut files: Vec<&str>| {
+            files.sort_unstable();
+            files.join(" ")
+        };
+        assert_eq!(files(&view, "merged/app:1"), sorted(vec!["etc/hosts", "opt/new", driver]));
+        assert_eq!(files(&view, &format!("merged/{}", app[0])), sorted(vec!["etc/hosts", "etc/old", driver]));
+        assert_eq!(files(&view, "by-tag/app:1/layers/1"), "etc/.wh.old opt/new", "{driver}");
+        assert_eq!(files(&view, "by-tag/app:1/layers/0"), sorted(vec!["etc/hosts", "etc/old", driver]));
+        assert_eq!(files(&view, "by-container/web/merged"), sorted(vec!["etc/hosts", "opt/new", "run/pid", driver]));
+        assert_eq!(files(&view, "by-container/web/changes"), "run/pid", "{driver}");
+        assert!(content(&view, "status").contains(&format!("\"driver\": \"{driver}\"")), "{driver}");
+        // What is lost of one layer is no loss for the tree above it; what is lost of its document is.
+        fs::remove_dir_all(graph.diff(&app[0])).unwrap();
+        let view = open(graph.root(), None).unwrap();
+        assert!(damage(&view).iter().any(|damage| damage.contains("the layer's directory is gone")), "{driver}");
+        assert_eq!(files(&view, "merged/app:1"), sorted(vec!["etc/hosts", "opt/new", driver]));
+        assert_eq!(files(&view, "by-container/web/merged"), sorted(vec!["etc/hosts", "opt/new", "run/pid", driver]));
+        for missing in [format!("merged/{}", app[0]), "by-tag/app:1/layers/1".to_owned()] {
+            let found = found(&view, &missing);
+            assert!(matches!(found, Ok(None) | Err(Error::Damaged { .. })), "{driver}: {missing}: {found:?}");
+        }
+        fs::write(graph.entry(&app[0]).join("json"), "{").unwrap();
+        let view = open(graph.root(), None).unwrap();
+        assert!(matches!(found(&view, "merged/app:1"), Err(Error::Damaged { .. })), "{driver}");
+        fs::remove_dir_all(graph.diff(&web)).unwrap();
+        let view = open(graph.root(), None).unwrap();
+        assert!(matches!(found(&view, "by-container/web/merged"), Err(Error::Damaged { .. })), "{driver}");
+    }
+}
+
+#[test]
+fn what_is_not_mounted_is_listed() {
+    let dir = support::scratch("graph");
+    let (graph, app, _) = whole(&dir.path().join("docker"), "devicemapper", 0);
+    let view = open(graph.root(), None).unwrap();
+    assert_eq!(names(&view, "by-tag"), ["app:1", "devicemapper:1"]);
+    let told = format!("mnt/{}: not active, so it cannot be read: activate the thin pool", app[1]);
+    assert!(damage(&view).iter().any(|damage| damage.contains(&told)), "{:?}", damage(&view));
+    assert!(matches!(found(&view, "merged/app:1"), Err(Error::Damaged { .. })));
+}
+
+/// The images of all drivers are in one folder, and each has its own names.
+#[test]
+fn several_drivers_share_a_graph() {
+    let dir = support::scratch("graph");
+    let root = dir.path().join("docker");
+    let use_at = |driver: &str, seconds: u64| {
+        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        fs::File::open(root.join(format!("repositories-{driver}"))).unwrap().set_modified(time).unwrap();
+    };
+    let mut parts = Vec::new();
+    for (driver, draws) in [("overlay", 0), ("vfs", 100), ("aufs", 200)] {
+        parts.push((driver, whole(&root, driver, draws)));
+        use_at(driver, 1_400_000_000);
+    }
+    for (last, seconds) in [("vfs", 1_400_000_001), ("overlay", 1_400_000_002), ("aufs", 1_400_000_003)] {
+        use_at(last, seconds);
+        let view = open(&root, None).unwrap();
+        assert_eq!(damage(&view), Vec::<String>::new());
+        assert_eq!(names(&view, "by-tag"), ["app:1", "aufs:1", "overlay:1", "vfs:1"]);
+        assert_eq!(content(&view, &format!("merged/app:1/{last}")), last);
+        assert_eq!(names(&view, "by-id").len(), 6, "each image once");
+        for (driver, (_, app, web)) in &parts {
+            assert_eq!(content(&view, &format!("merged/{}/{driver}", app[1])), *driver);
+            let container = if *driver == last { "web" } else { web };
+            assert!(files(&view, &format!("by-container/{container}/merged")).contains("run/pid"), "{driver}");
+        }
+        assert!(content(&view, "status").contains("\"hidden\""), "{}", content(&view, "status"));
+    }
+}
+
 #[test]
 fn other_drivers_are_refused_or_left_out() {
     let mut fixture = fixture();
     let root = fixture.graph.root().to_owned();
-    fs::write(root.join("repositories-overlay"), "{}").unwrap();
+    fs::write(root.join("repositories-windowsfilter"), "{}").unwrap();
     let foreign = fixture.graph.draw();
     fixture.graph.image_of(&foreign, &format!("{{\"id\":{foreign:?}}}"));
     let view = fixture.view();
     assert_eq!(names(&view, "by-id").len(), 4, "an image that only another driver has is not listed");
-    assert_damaged("two drivers", &view, &fixture.lone, "repositories-overlay: images of the graph driver \"overlay\"");
+    let told = "with the graph driver windowsfilter, which is not supported there";
+    assert_damaged("two drivers", &view, &fixture.lone, told);
+    // No such engine had that one.
+    fs::write(root.join("repositories-overlay2"), "{}").unwrap();
     fs::remove_file(root.join("repositories-aufs")).unwrap();
     let refused = open(&root, None).unwrap_err();
     let message = format!(
-        "{}: a store of Docker 1.9 or older with the graph driver overlay, which is not supported there; supported: aufs",
+        "{}: a store of Docker 1.9 or older with the graph driver overlay2, which is not supported there; supported: aufs, \
+         btrfs, zfs, devicemapper, overlay, vfs",
         root.display()
     );
     assert!(matches!(refused, Error::Unsupported { .. }) && refused.to_string() == message, "{refused}");
     // Neither is a graph without names, or names without a graph, such a store.
-    fs::remove_file(root.join("repositories-overlay")).unwrap();
+    for driver in ["windowsfilter", "overlay2"] {
+        fs::remove_file(root.join(format!("repositories-{driver}"))).unwrap();
+    }
     assert!(matches!(open(&root, None), Err(Error::NotFound { .. })));
 }
 

@@ -58,6 +58,10 @@ Mount options (-o):
   opens=each          … asks for each opening and reading
   threads=N           how many requests are served at once, 1 to 64
                       [default: 32, fewer where few files may be open]
+  uidmap=stored       files belong to who they belong to on the disk [default]
+  uidmap=container    … to who containers see as their owners, where a user namespace gives
+                      them other numbers. With allow_other, users of this machine then have the
+                      permissions of whoever has their number in the containers
   whiteouts=oci       a deletion in a layer is a file .wh.NAME, as in OCI images [default]
   whiteouts=stored    a deletion is what the store has, such as a device 0:0
   xattrs=auto         find out which attributes overlay layers have their marks in [default]

@@ -25,7 +25,7 @@ use crate::mount::{self, Opens};
 use crate::store;
 use crate::sys::jail::inherited;
 use crate::sys::{self, Fork};
-use crate::view::Form;
+use crate::view::{Form, Owners};
 
 /// Threads that serve where nothing else was asked for. Each waits for the disk that it asks, so there are more of them
 /// than may ask for one layer ([`crate::layer::gate::ROOM`]); of few descriptors they take an eighth.
@@ -42,6 +42,7 @@ pub(super) struct Plan {
     /// The mount point as it was typed.
     pub(super) shown_point: PathBuf,
     pub(super) form: Form,
+    pub(super) owners: Owners,
     pub(super) jail: Jail,
     pub(super) place: Place,
     /// Where Prometheus may ask; nowhere if empty.
@@ -135,6 +136,7 @@ fn plan(request: &Mount, source: PathBuf, mount_point: PathBuf) -> Plan {
         source,
         shown_point: request.mount_point.clone(),
         form: options.form,
+        owners: options.owners,
         jail: options.jail,
         place: request.place,
         metrics: request.metrics.clone(),

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use crate::layer::whiteout::Prefix;
 use crate::mount::Opens;
-use crate::view::Form;
+use crate::view::{Form, Owners};
 
 /// The most threads that may be asked for.
 const THREADS_MAX: usize = 64;
@@ -59,6 +59,8 @@ pub(super) enum Jail {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Options {
     pub(super) form: Form,
+    /// Whose numbers owners have.
+    pub(super) owners: Owners,
     /// `None`: found out.
     pub(super) prefix: Option<Prefix>,
     pub(super) allow_other: bool,
@@ -96,6 +98,9 @@ impl Options {
         match name {
             "whiteouts" => {
                 self.form = choice(name, value, &[("oci", Form::Oci), ("stored", Form::Stored)])?;
+            }
+            "uidmap" => {
+                self.owners = choice(name, value, &[("stored", Owners::Stored), ("container", Owners::Container)])?;
             }
             "xattrs" => {
                 let prefixes = [("auto", None), ("trusted", Some(Prefix::Trusted)), ("user", Some(Prefix::User))];
@@ -202,11 +207,12 @@ mod tests {
 
     #[test]
     fn every_option_is_read() {
-        let all = r"whiteouts=stored,xattrs=user,allow_other,noexec,nonempty,opens=once,opens=each,fsname=a\,b,threads=3,kind=docker,log_file=/l,jail=none,metrics=h:1";
+        let all = r"whiteouts=stored,uidmap=container,xattrs=user,allow_other,noexec,nonempty,opens=once,opens=each,fsname=a\,b,threads=3,kind=docker,log_file=/l,jail=none,metrics=h:1";
         assert_eq!(
             read(all),
             Ok(Options {
                 form: Form::Stored,
+                owners: Owners::Container,
                 prefix: Some(Prefix::User),
                 allow_other: true,
                 noexec: true,
@@ -220,7 +226,10 @@ mod tests {
                 jail: Jail::None,
             })
         );
-        assert_eq!(read("whiteouts=stored,whiteouts=oci,xattrs=user,xattrs=auto,noexec,exec"), Ok(Options::default()));
+        assert_eq!(
+            read("whiteouts=stored,whiteouts=oci,uidmap=container,uidmap=stored,xattrs=user,xattrs=auto,noexec,exec"),
+            Ok(Options::default())
+        );
     }
 
     #[test]
@@ -241,6 +250,7 @@ mod tests {
             ("ro=1", "the option -o ro takes no value, but it has \"1\""),
             ("allow_other=yes", "the option -o allow_other takes no value, but it has \"yes\""),
             ("whiteouts=aufs", "the option -o whiteouts is one of oci, stored, not \"aufs\""),
+            ("uidmap=1000", "the option -o uidmap is one of stored, container, not \"1000\""),
             ("xattrs=none", "the option -o xattrs is one of auto, trusted, user, not \"none\""),
             ("xattrs", "the option -o xattrs wants a value: xattrs=…"),
             ("jail=half", "the option -o jail is one of full, none, not \"half\""),

@@ -51,7 +51,8 @@ fn serve(stores: Vec<Box<dyn Store>>, plan: &Plan, link: &Link, keeper: Option<P
         addresses => Some(metrics::bind(addresses)?),
     };
     let confinement = confine(&stores, plan);
-    let options = view::Options { whiteouts: plan.form, source: plan.source.clone(), confinement };
+    let (whiteouts, owners, source) = (plan.form, plan.owners, plan.source.clone());
+    let options = view::Options { whiteouts, owners, source, confinement };
     let view = View::new(stores, &options)?;
 
     let unheard = |error: std::io::Error| cannot("the server cannot reach the keeper", &error);

@@ -9,11 +9,13 @@ pub mod gate;
 pub mod mem;
 pub mod names;
 pub mod overridden;
+pub mod owners;
 pub mod whiteout;
 
 use std::fmt::Debug;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
@@ -22,6 +24,7 @@ use crate::meta::{FileId, Meta};
 use crate::name::{Name, TreePath};
 use crate::root::Space;
 
+use owners::{OwnedTree, OwnerMap};
 use whiteout::Stored;
 pub use whiteout::Whiteouts;
 
@@ -185,6 +188,12 @@ impl Layer {
     #[must_use]
     pub fn changing(self) -> Self {
         Self { changes: true, ..self }
+    }
+
+    /// The same layer with owners as they are seen in a user namespace.
+    #[must_use]
+    pub fn owned(self, owners: Arc<OwnerMap>) -> Self {
+        Self { tree: Box::new(OwnedTree::new(self.tree, owners)), ..self }
     }
 
     /// What stands for this layer in inode numbers.

@@ -25,6 +25,7 @@ use crate::digest::{CacheId, ChainId, ContainerId, DiffId, ImageId};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::layer::difference::Life;
+use crate::layer::owners::OwnerMap;
 use crate::layer::whiteout::Prefix;
 use crate::meta::{FileId, Meta, Timestamp};
 use crate::name::TreePath;
@@ -50,7 +51,7 @@ type Opener = fn(Root, &Options) -> Result<Vec<Box<dyn Store>>>;
 /// Every kind of store, in the order in which they are tried.
 const OPENERS: &[(&str, Opener)] = &[
     ("docker", |root, options| docker::open(&root, options)),
-    (graph::KIND, |root, options| graph::open(root, options).map(Vec::from_iter)),
+    (graph::KIND, |root, options| graph::open(&root, options)),
     ("containerd", |root, options| containerd::open(root, options).map(Vec::from_iter)),
     ("containers-storage", |root, options| containers_storage::open(root, options).map(Vec::from_iter)),
 ];
@@ -169,6 +170,22 @@ pub trait Store: Debug + Send + Sync {
     /// As [`Store::manifest`].
     fn index(&self, id: &ImageId) -> Result<Vec<u8>> {
         Err(Error::Stale { what: format!("the index of image {id}") })
+    }
+
+    /// Makes sure that the store tells how containers see the owners in its layers.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where it does not; [`Error::Io`].
+    fn tells_owners(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// How containers see the owners in a layer; `None` where as they are stored.
+    ///
+    /// # Errors
+    /// Where it could not be looked at.
+    fn owners(&self, _id: &CacheId) -> Result<Option<Arc<OwnerMap>>> {
+        Ok(None)
     }
 
     /// What the directory of a layer holds.

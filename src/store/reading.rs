@@ -142,3 +142,22 @@ pub(super) fn blame(catalogue: &mut Catalogue, damage: Vec<(Damage, ImageId)>) {
         }
     }
 }
+
+/// Makes sure that a folder of layers belongs to root, and so do not to a user whose containers have other numbers.
+///
+/// # Errors
+/// [`Error::Unsupported`] where it does not.
+pub(super) fn belongs_to_root(layers: &Root) -> Result<()> {
+    let folder = layers.meta()?;
+    if (folder.uid, folder.gid) == (0, 0) {
+        return Ok(());
+    }
+    Err(Error::Unsupported {
+        what: layers.shown(&TreePath::root()),
+        why: format!(
+            "it belongs to {}:{}, whose containers have numbers that nothing in the store tells (they are in \
+             /etc/subuid and /etc/subgid of its machine), so -o uidmap=container cannot show them",
+            folder.uid, folder.gid
+        ),
+    })
+}

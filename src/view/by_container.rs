@@ -30,17 +30,21 @@ pub(super) fn by_container(shared: &Arc<Shared>) -> Entry {
 }
 
 /// The name at which each container is listed: its own, or its ID where it has none or another has the same, of this store
-/// or among those that are taken.
-pub(super) fn names(catalogue: &Catalogue, taken: &BTreeSet<&Name>) -> BTreeMap<Name, ContainerId> {
-    let mut names = BTreeMap::new();
+/// or among those that are taken. Answers also those whose names are taken.
+pub(super) fn names(
+    catalogue: &Catalogue,
+    taken: &BTreeSet<&Name>,
+) -> (BTreeMap<Name, ContainerId>, Vec<(Name, ContainerId)>) {
+    let (mut names, mut hidden) = (BTreeMap::new(), Vec::new());
     for container in catalogue.containers.values() {
         let is_id =
             |name: &&String| ContainerId::from_hex(name).is_some_and(|id| catalogue.containers.contains_key(&id));
         let own = container.name.as_ref().filter(|name| !is_id(name)).map(|name| Name::escaped(name.as_bytes()));
+        hidden.extend(own.iter().filter(|name| taken.contains(name)).map(|name| (name.clone(), container.id)));
         let name = own.filter(|name| !names.contains_key(name) && !taken.contains(name));
         names.insert(name.unwrap_or_else(|| Name::escaped(container.id.hex().as_bytes())), container.id);
     }
-    names
+    (names, hidden)
 }
 
 /// Whether what is wrong with a container may be but the middle of a change.
@@ -192,10 +196,15 @@ impl ContainerDir {
         }
         let store = self.shared.store.as_ref();
         let own = match &container.changes {
-            Some(changes) => store.container_layers(changes, container.init.as_ref())?,
+            Some(changes) => {
+                let layers = store.container_layers(changes, container.init.as_ref())?;
+                layers
+                    .into_iter()
+                    .map(|layer| self.shared.owned(layer, changes).map(Arc::new))
+                    .collect::<Result<_>>()?
+            }
             None => Vec::new(),
         };
-        let own = own.into_iter().map(Arc::new).collect();
         let gone = || Error::damaged(format!("container {}", container.id), "a layer of its image is gone");
         let layering = self.shared.layering(container.changes.as_ref());
         let records = layering.of_container(self.layers.records().rev().collect());

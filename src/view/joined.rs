@@ -6,29 +6,31 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Entry, Folder, Node, Section, Shared};
-use crate::error::Result;
+use super::{Entry, Folder, Members, Node, Section};
+use crate::digest::ChainId;
+use crate::error::{Error, Result};
 use crate::meta::Timestamp;
 use crate::name::Name;
 
 /// A folder of all stores, or a directory in it that several may have.
 #[derive(Debug, Clone)]
 pub(super) struct Joined {
-    members: Arc<[Arc<Shared>]>,
+    members: Arc<Members>,
     folder: Folder,
     path: Vec<Name>,
 }
 
 impl Joined {
-    /// A top-level folder of these stores, the one used last first.
-    pub(super) fn of(members: &Arc<[Arc<Shared>]>, folder: Folder) -> Entry {
+    /// A top-level folder of these stores.
+    pub(super) fn of(members: &Arc<Members>, folder: Folder) -> Entry {
         Entry::folder(Self { members: Arc::clone(members), folder, path: Vec::new() })
     }
 
-    /// The directory in each store that has it.
+    /// The directory in each store that has it, of the one used last first.
     fn parts(&self) -> Result<Vec<Entry>> {
-        let mut parts = Vec::with_capacity(self.members.len());
-        for member in self.members.iter() {
+        let members = self.members.current();
+        let mut parts = Vec::with_capacity(members.len());
+        for member in members.iter() {
             let mut part = Some((self.folder)(member));
             for name in &self.path {
                 let Some(entry) = part else { break };
@@ -45,6 +47,11 @@ impl Joined {
     }
 }
 
+/// Whether a name is a whole ID, which stands for the same in each store. No repository has such a name.
+fn is_id(name: &Name) -> bool {
+    std::str::from_utf8(name.as_bytes()).is_ok_and(|text| ChainId::from_hex(text).is_some())
+}
+
 /// Whether names of other stores may be in this directory too.
 fn is_joined(entry: &Entry) -> bool {
     matches!(&entry.node, Node::Section(section) if section.is_of_names())
@@ -56,8 +63,9 @@ impl Section for Joined {
     }
 
     fn time(&self) -> Timestamp {
+        let members = self.members.current();
         // It grows with each state of any store, and with the number of seconds of none.
-        let times = self.members.iter().map(|member| member.current().time);
+        let times = members.iter().map(|member| member.current().time);
         times.max().unwrap_or_default()
     }
 
@@ -70,12 +78,17 @@ impl Section for Joined {
     }
 
     fn lookup(&self, name: &Name) -> Result<Option<Entry>> {
+        let mut damaged = None;
         for part in self.parts()? {
-            if let Some(found) = part.node.lookup(name)? {
-                return Ok(Some(if is_joined(&found) { self.below(name) } else { found }));
+            match part.node.lookup(name) {
+                Ok(Some(found)) => return Ok(Some(if is_joined(&found) { self.below(name) } else { found })),
+                Ok(None) => {}
+                // Another store may have it whole.
+                Err(error @ Error::Damaged { .. }) if is_id(name) => drop(damaged.get_or_insert(error)),
+                Err(error) => return Err(error),
             }
         }
-        Ok(None)
+        damaged.map_or(Ok(None), Err)
     }
 
     fn list(&self) -> Result<Vec<(Name, Entry)>> {

@@ -16,6 +16,7 @@ mod image;
 mod in_layer;
 mod in_union;
 mod joined;
+mod members;
 mod merged;
 mod names;
 mod node;
@@ -33,7 +34,7 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
 
-use crate::digest::{CacheId, ChainId, DiffId, ImageId};
+use crate::digest::{CacheId, ChainId, ContainerId, DiffId, ImageId};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::layer::difference::Life;
@@ -48,6 +49,7 @@ use footing::Footing;
 pub use in_layer::{Form, LayerNode};
 pub use in_union::UnionNode;
 use joined::Joined;
+use members::Members;
 use names::NameTree;
 pub use node::{Entry, Identity, Link, Node};
 pub use status::{Force, Measure, Service};
@@ -73,17 +75,28 @@ const LISTING_PATIENCE: Duration = Duration::from_millis(3_500);
 pub struct Options {
     /// The form of deletions in layers' trees.
     pub whiteouts: Form,
+    /// Whose numbers of owners are shown.
+    pub owners: Owners,
     /// Where the store is; for people.
     pub source: PathBuf,
     /// How the process that reads the store is confined; none where that is nobody's business.
     pub confinement: Vec<Measure>,
 }
 
+/// Whose numbers owners have in the tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Owners {
+    /// Those of the disk.
+    #[default]
+    Stored,
+    /// Those that containers see, in their user namespace.
+    Container,
+}
+
 /// The tree of the stores of one place.
 #[derive(Debug, Clone)]
 pub struct View {
-    /// The one that was used last first.
-    members: Arc<[Arc<Shared>]>,
+    members: Arc<Members>,
     told: Arc<status::Told>,
 }
 
@@ -178,16 +191,18 @@ struct Shared {
     options: Options,
     /// The stores that were used later, whose names this one does not show.
     above: Vec<Arc<Shared>>,
+    /// Which of the view's arrangements of its stores that is of.
+    arrangement: u64,
     /// Guards the latest time of any folder, also of other stores of the view; held only to copy or set it.
     latest: Arc<Mutex<Timestamp>>,
     /// Guards the newest snapshot; held only to copy or replace it.
     snapshot: RwLock<Arc<Snapshot>>,
-    /// How often the store was read again.
-    rescans: AtomicU64,
+    /// How often the store was read again, in all arrangements.
+    rescans: Arc<AtomicU64>,
     /// Guards the damage that was seen last. The thread that reads the store holds it for as long, so that others wait for
     /// what it reads instead of reading the same. It waits for the store's disk alone: never for the kernel, nor for
     /// another lock that is held for long.
-    seen: Mutex<Seen>,
+    seen: Arc<Mutex<Seen>>,
 }
 
 impl Since {
@@ -244,10 +259,16 @@ struct Snapshot {
     /// Damage that is certain, as objects that suffer from it tell it: `what: why`.
     certain: BTreeSet<String>,
     generation: Generation,
-    /// The states of the stores above, from which names were taken away.
+    /// The states of the stores above, which have names that were taken away here.
     above: Vec<State>,
+    /// As that of the store.
+    arrangement: u64,
+    /// When an engine used the store last.
+    used: Timestamp,
     /// The references that are not shown, as a store above has them.
     hidden: Vec<(Reference, ImageId)>,
+    /// The containers that are listed by their IDs, as a store above has their names.
+    hidden_containers: Vec<(Name, ContainerId)>,
     /// The time that folders show whose names come and go: another one in each state, since the kernel keeps a listing
     /// until its directory has another time.
     time: Timestamp,
@@ -257,7 +278,7 @@ struct Snapshot {
     tags: NameTree,
     digests: NameTree,
     merged: NameTree,
-    containers: BTreeMap<Name, crate::digest::ContainerId>,
+    containers: BTreeMap<Name, ContainerId>,
     diffs: BTreeMap<DiffId, ChainId>,
     users: BTreeMap<ChainId, Vec<ImageId>>,
     /// Unions of image layers that were looked up, by the top one; held for single look-ups and changes only.
@@ -271,25 +292,14 @@ impl View {
     /// # Errors
     /// Where nothing of a store could be read.
     pub fn new(stores: impl IntoIterator<Item = Box<dyn Store>>, options: &Options) -> Result<Self> {
-        let mut stores: Vec<Arc<dyn Store>> = stores.into_iter().map(Arc::from).collect();
-        if stores.len() > 1 {
-            let used = stores.iter().map(|store| store.used()).collect::<Result<Vec<_>>>()?;
-            let mut dated: Vec<_> = used.into_iter().zip(stores).collect();
-            dated.sort_by_key(|(used, _)| std::cmp::Reverse(*used));
-            stores = dated.into_iter().map(|(_, store)| store).collect();
-        }
-        let latest = Arc::default();
-        let mut members: Vec<Arc<Shared>> = Vec::with_capacity(stores.len());
-        for store in stores {
-            members.push(Arc::new(Shared::new(store, options.clone(), members.clone(), Arc::clone(&latest))?));
-        }
-        Ok(Self { members: members.into(), told: Arc::default() })
+        let members = Members::new(stores, options)?;
+        Ok(Self { members: Arc::new(members), told: Arc::default() })
     }
 
     /// Reads the stores again that changed, as each look-up in a folder does whose names come and go.
     #[must_use]
     pub fn refresh(&self) -> State {
-        State::of_all(self.members.iter().map(|member| member.current().state))
+        State::of_all(self.members.current().iter().map(|member| member.current().state))
     }
 
     /// Reads the whole of the stores again, also what has the times that it had; `None` where one cannot be read for the
@@ -297,7 +307,8 @@ impl View {
     #[must_use]
     pub fn read_again(&self) -> Option<State> {
         let asked = Instant::now();
-        let read: Vec<_> = self.members.iter().map(|member| member.read_since(asked, Reading::Whole)).collect();
+        let members = self.members.current();
+        let read: Vec<_> = members.iter().map(|member| member.read_since(asked, Reading::Whole)).collect();
         let is_read = read.iter().all(|read| read.begun >= asked);
         is_read.then(|| State::of_all(read.iter().map(|read| read.state)))
     }
@@ -305,12 +316,13 @@ impl View {
     /// Whether a store is to be read again soon, though nobody asks: there is damage that is not certain.
     #[must_use]
     pub fn is_in_doubt(&self) -> bool {
-        self.members.iter().any(|member| member.seen.lock().damage.values().any(Since::is_lately))
+        self.members.known().iter().any(|member| member.seen.lock().damage.values().any(Since::is_lately))
     }
 
     /// Has changes of the stores heard of, also in directories that they have got since.
     pub fn watch(&self, watch: &mut Watch) {
-        watch.renew(self.members.iter().map(|member| member.store.as_ref()));
+        let members = self.members.known();
+        watch.renew(members.iter().map(|member| member.store.as_ref()));
     }
 
     /// The root directory.
@@ -337,13 +349,13 @@ impl View {
     /// What was wrong with the stores when they were last read.
     #[must_use]
     pub fn damage(&self) -> Vec<Damage> {
-        self.members.iter().flat_map(|member| member.known().catalogue.damage.clone()).collect()
+        self.members.known().iter().flat_map(|member| member.known().catalogue.damage.clone()).collect()
     }
 
     /// How often a store was read again because it changed.
     #[must_use]
     pub fn rescans(&self) -> u64 {
-        self.members.iter().map(|member| member.rescans.load(Ordering::Relaxed)).sum()
+        self.members.known().iter().map(|member| member.rescans.load(Ordering::Relaxed)).sum()
     }
 
     /// Has `status` show the figures of who serves this view; the first one stays.
@@ -354,7 +366,7 @@ impl View {
     /// Whether files of a store have `SELinux` labels.
     #[must_use]
     pub fn is_labelled(&self) -> bool {
-        self.members.iter().any(|member| member.store.is_labelled())
+        self.members.known().iter().any(|member| member.store.is_labelled())
     }
 
     /// What the file system below the store that was used last says of its space.
@@ -362,7 +374,8 @@ impl View {
     /// # Errors
     /// Where it could not be asked.
     pub fn space(&self) -> Result<Space> {
-        let last = self.members.first().ok_or_else(|| Error::Stale { what: "the store".to_owned() })?;
+        let members = self.members.known();
+        let last = members.first().ok_or_else(|| Error::Stale { what: "the store".to_owned() })?;
         last.store.space()
     }
 }
@@ -381,20 +394,36 @@ impl Shared {
         above: Vec<Arc<Self>>,
         latest: Arc<Mutex<Timestamp>>,
     ) -> Result<Self> {
+        if options.owners == Owners::Container {
+            store.tells_owners()?;
+        }
         let nothing = Sightings::new();
-        let snapshot = Reader { store: store.as_ref(), above: &above, latest: &latest }.read_calmly(
-            None,
-            Reading::Whole,
-            &nothing,
-        )?;
+        let arrangement = 0;
+        let reader = Reader { store: store.as_ref(), above: &above, arrangement, latest: &latest };
+        let snapshot = reader.read_calmly(None, Reading::Whole, &nothing)?;
         let damage = snapshot.catalogue.damage.iter().map(|damage| (key(damage), Since::Long)).collect();
-        let seen = Mutex::new(Seen { damage, held_back: None, held_since: None });
+        let seen = Arc::new(Mutex::new(Seen { damage, held_back: None, held_since: None }));
         let snapshot = RwLock::new(Arc::new(snapshot));
-        Ok(Self { store, options, above, latest, snapshot, rescans: AtomicU64::new(0), seen })
+        Ok(Self { store, options, above, arrangement, latest, snapshot, rescans: Arc::default(), seen })
+    }
+
+    /// The same store below others. It is as it was read last, which shows that it is to be read again.
+    fn below(&self, above: Vec<Arc<Self>>) -> Self {
+        Self {
+            store: Arc::clone(&self.store),
+            options: self.options.clone(),
+            above,
+            arrangement: self.arrangement.saturating_add(1),
+            latest: Arc::clone(&self.latest),
+            snapshot: RwLock::new(self.known()),
+            rescans: Arc::clone(&self.rescans),
+            seen: Arc::clone(&self.seen),
+        }
     }
 
     fn reader(&self) -> Reader<'_> {
-        Reader { store: self.store.as_ref(), above: &self.above, latest: &self.latest }
+        let (above, arrangement) = (self.above.as_slice(), self.arrangement);
+        Reader { store: self.store.as_ref(), above, arrangement, latest: &self.latest }
     }
 
     /// The state of the store as it is, read again if it changed. A store that cannot be read for the moment is shown
@@ -414,8 +443,8 @@ impl Shared {
         match self.store.generation() {
             Ok(generation) => {
                 let is_doubtful = known.is_in_doubt && known.begun.elapsed() > DOUBT_INTERVAL;
-                let is_shadowed_as_before =
-                    self.above.iter().map(|above| above.current().state).eq(known.above.iter().copied());
+                let is_shadowed_as_before = known.arrangement == self.arrangement
+                    && self.above.iter().map(|above| above.current().state).eq(known.above.iter().copied());
                 generation == known.generation && known.is_settled && !is_doubtful && is_shadowed_as_before
             }
             Err(error) => {
@@ -527,7 +556,18 @@ impl Shared {
 
     /// Opens the directory of a layer that is not damaged.
     fn layer(&self, record: &LayerRecord) -> Result<Layer> {
-        Ok(placed(record, self.store.layer(directory_of(record)?)?))
+        let id = directory_of(record)?;
+        let layer = self.owned(self.store.layer(id)?, id)?;
+        Ok(placed(record, layer))
+    }
+
+    /// A layer's directory of this name with the owners that are to be shown.
+    fn owned(&self, layer: Layer, id: &CacheId) -> Result<Layer> {
+        let owners = match self.options.owners {
+            Owners::Stored => None,
+            Owners::Container => self.store.owners(id)?,
+        };
+        Ok(owners.into_iter().fold(layer, Layer::owned))
     }
 
     /// The root of the union of these layers, top first, under a container's own where there are any.
@@ -565,12 +605,13 @@ impl Shared {
             }
             Some(_) | None => self.store.changes(directory_of(record)?, None, Life::Lasting)?,
         };
+        let layer = self.owned(layer, directory_of(record)?)?;
         LayerNode::root(placed(record, layer), self.options.whiteouts, Footing::new(&self.store, records))
     }
 
     /// The root of what a container's own layer changes upon the one below it.
     fn own_root(&self, id: &CacheId, below: Option<&CacheId>) -> Result<Entry> {
-        let layer = self.store.changes(id, below, Life::Changing)?.changing();
+        let layer = self.owned(self.store.changes(id, below, Life::Changing)?.changing(), id)?;
         LayerNode::root(layer, self.options.whiteouts, Footing::new(&self.store, Vec::new()))
     }
 }
@@ -629,6 +670,7 @@ impl Snapshot {
 struct Reader<'a> {
     store: &'a dyn Store,
     above: &'a [Arc<Shared>],
+    arrangement: u64,
     latest: &'a Mutex<Timestamp>,
 }
 
@@ -653,12 +695,14 @@ impl Reader<'_> {
         let begun = Instant::now();
         // Taken first: what changes while the catalogue is read shows as another generation the next time.
         let generation = self.store.generation()?;
+        let used = self.store.used()?;
         let is_settled = !generation.is_fresh();
         let unchanged = known.filter(|_| reading == Reading::Changes);
         let mut catalogue = self.store.catalogue(unchanged.map(|known| &known.catalogue))?;
         let above: Vec<_> = self.above.iter().map(|above| above.current()).collect();
         let hidden = above.iter().flat_map(|above| hide(&mut catalogue, above)).collect();
         let taken = above.iter().flat_map(|above| above.containers.keys()).collect();
+        let (containers, hidden_containers) = by_container::names(&catalogue, &taken);
         let mut diffs = BTreeMap::new();
         for (chain, record) in &catalogue.layers {
             if let Some(diff) = record.diff {
@@ -697,13 +741,16 @@ impl Reader<'_> {
             tags: NameTree::tags(&catalogue),
             digests: NameTree::digests(&catalogue),
             merged: NameTree::merged(&catalogue),
-            containers: by_container::names(&catalogue, &taken),
+            containers,
             diffs,
             users,
             unions: Mutex::new(LruCache::new(UNIONS_MAX)),
             generation,
             above: above.iter().map(|above| above.state).collect(),
+            arrangement: self.arrangement,
+            used,
             hidden,
+            hidden_containers,
             is_settled,
             catalogue,
         })
@@ -741,14 +788,14 @@ struct RootDir(View);
 
 impl RootDir {
     fn folder(&self, folder: Folder) -> Entry {
-        match self.0.members.as_ref() {
+        match self.0.members.known().as_ref() {
             [only] => folder(only),
             _ => Joined::of(&self.0.members, folder),
         }
     }
 
     fn status(&self) -> Entry {
-        status::status(&self.0.members, &self.0.told)
+        status::status(&self.0.members.current(), &self.0.told)
     }
 }
 
@@ -758,7 +805,7 @@ impl Section for RootDir {
     }
 
     fn time(&self) -> Timestamp {
-        self.0.members.iter().map(|member| member.current().time).max().unwrap_or_default()
+        self.0.members.current().iter().map(|member| member.current().time).max().unwrap_or_default()
     }
 
     fn changes(&self) -> bool {

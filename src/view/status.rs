@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Entry, Form, Shared, Snapshot, Text, facts};
+use super::{Entry, Form, Owners, Shared, Snapshot, Text, facts};
 use crate::meta::Timestamp;
 use crate::store::{Catalogue, Image, Standing};
 
@@ -93,6 +93,7 @@ struct Status<'a> {
     kind: String,
     driver: String,
     whiteouts: &'static str,
+    uidmap: &'static str,
     images: Images,
     references: usize,
     layers: usize,
@@ -128,12 +129,19 @@ struct Images {
     damaged: Vec<String>,
 }
 
-/// A reference that is not shown, and what is found by its ID.
+/// A name that is not shown, and what is found by its ID.
 #[derive(Serialize)]
 struct Hidden {
-    reference: String,
-    image: String,
+    #[serde(flatten)]
+    name: HiddenName,
     driver: String,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum HiddenName {
+    Reference { reference: String, image: String },
+    Container { name: String, container: String },
 }
 
 /// As [`crate::store::Damage`].
@@ -179,8 +187,15 @@ fn content(states: &[State<'_>], figures: Option<Figures>) -> Vec<u8> {
     };
     let hidden = |(store, state): &State<'_>| -> Vec<Hidden> {
         let driver = store.store.driver().to_owned();
-        let hidden = state.hidden.iter().map(|(reference, id)| (reference.to_string(), id.to_string()));
-        hidden.map(|(reference, image)| Hidden { reference, image, driver: driver.clone() }).collect()
+        let references = state.hidden.iter();
+        let references =
+            references.map(|(name, id)| HiddenName::Reference { reference: name.to_string(), image: id.to_string() });
+        let containers = state.hidden_containers.iter();
+        let containers = containers.map(|(name, id)| HiddenName::Container {
+            name: String::from_utf8_lossy(name.as_bytes()).into_owned(),
+            container: id.to_string(),
+        });
+        references.chain(containers).map(|name| Hidden { name, driver: driver.clone() }).collect()
     };
     // What the options say is the same for all stores.
     let options = states.first().map(|(store, _)| &store.options);
@@ -197,6 +212,10 @@ fn content(states: &[State<'_>], figures: Option<Figures>) -> Vec<u8> {
         whiteouts: match options.map(|options| options.whiteouts).unwrap_or_default() {
             Form::Oci => "oci",
             Form::Stored => "stored",
+        },
+        uidmap: match options.map(|options| options.owners).unwrap_or_default() {
+            Owners::Stored => "stored",
+            Owners::Container => "container",
         },
         images: Images {
             total: sum(states, |catalogue| catalogue.images.len()),

@@ -162,6 +162,11 @@ impl StoreBuilder {
         builder
     }
 
+    /// Has all that is drawn from now on differ from what another store draws that did not pass over as many.
+    pub fn pass_over(&mut self, draws: u64) {
+        self.drawn += draws;
+    }
+
     /// The data root.
     pub fn root(&self) -> &Path {
         &self.root

@@ -62,6 +62,17 @@ impl Live {
         Ok((found, database))
     }
 
+    /// When the file was last written; zero where that cannot be told.
+    ///
+    /// # Errors
+    /// Transient ones.
+    pub(super) fn modified(&self) -> Result<Timestamp> {
+        match self.root.stat(&self.path) {
+            Err(error) if error.is_transient() => Err(error),
+            found => Ok(found.ok().flatten().map(|meta| meta.modified).unwrap_or_default()),
+        }
+    }
+
     /// Tells every transaction from the one before: its number, and which file it is in. What is wrong is found when the
     /// database is read.
     ///

@@ -29,7 +29,7 @@ use parking_lot::Mutex;
 
 use super::docker::containers::Containers;
 use super::looks::{self, Looks, Print, stamp, state_of};
-use super::reading::{path, stamp_of, unread};
+use super::reading::{belongs_to_root, path, stamp_of, unread};
 use super::{Catalogue, Container, Damage, Generation, LayerRecord, Layering, List, Options, Stamp, Store};
 use crate::digest::{CacheId, ContainerId, ImageId};
 use crate::error::{Error, Result};
@@ -264,6 +264,11 @@ impl Store for Containerd {
         Ok(Generation::of(stamps))
     }
 
+    fn used(&self) -> Result<Timestamp> {
+        // Each transaction writes to the file.
+        self.place.meta.modified()
+    }
+
     fn watched(&self, each: &mut dyn FnMut(&Root, &TreePath)) -> Result<()> {
         each(&self.place.content.root, &path(content::BLOBS));
         self.place.docker.as_ref().map_or(Ok(()), |docker| docker.watched(each))
@@ -327,6 +332,10 @@ impl Store for Containerd {
 
     fn layer(&self, id: &CacheId) -> Result<Layer> {
         self.place.of(id).and_then(|snapshotter| snapshotter.layer(id)).ok_or_else(|| unknown(id))
+    }
+
+    fn tells_owners(&self) -> Result<()> {
+        belongs_to_root(&self.place.content.root)
     }
 
     fn layering(&self, id: &CacheId) -> Layering {

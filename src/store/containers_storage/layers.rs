@@ -220,6 +220,7 @@ mod tests {
                 diff: (diff_digit != "-").then(|| diff(diff_digit)),
                 size_bytes: None,
                 is_mapped: words.next().is_some(),
+                owners: None,
             };
             (layer.id, layer)
         };
@@ -302,6 +303,7 @@ mod tests {
             diff: None,
             size_bytes: None,
             is_mapped: false,
+            owners: None,
         };
         let listed: Listed = (0..=LAYERS_MAX).map(|n| (digits(n), layer(n))).collect();
         assert_eq!(stack(&listed, digits(LAYERS_MAX - 1)).unwrap().len(), LAYERS_MAX);

@@ -7,12 +7,14 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::digest::{ContainerId, DiffId, ImageId, ManifestDigest, StorageLayerId};
+use crate::layer::owners::{OwnerMap, Range};
 
 /// The most entries of a list.
 const ENTRIES_MAX: usize = 100_000;
@@ -20,6 +22,8 @@ const ENTRIES_MAX: usize = 100_000;
 const WRONG_MAX: usize = 100;
 /// The most names of an object that are kept.
 const NAMES_MAX: usize = 1_000;
+/// The most ranges of numbers in a user namespace (user_namespaces(7)).
+const RANGES_MAX: usize = 340;
 
 /// An image as `images.json` lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +49,8 @@ pub(super) struct ListedLayer {
     pub(super) size_bytes: Option<u64>,
     /// Whether the owners on the disk are others than in the tar, so that the diff ID does not tell all.
     pub(super) is_mapped: bool,
+    /// How containers see them then.
+    pub(super) owners: Option<Arc<OwnerMap>>,
 }
 
 /// A container as `containers.json` lists it.
@@ -151,40 +157,46 @@ impl<'de, T: Listed> Visitor<'de> for EntriesVisitor<T> {
     }
 }
 
-/// The first texts of a list, and how many there are.
-#[derive(Debug, Default)]
-struct Texts<const KEPT: usize> {
-    kept: Vec<String>,
+/// The first elements of a list, and how many there are.
+#[derive(Debug)]
+struct Firsts<T, const KEPT: usize> {
+    kept: Vec<T>,
     count: usize,
 }
 
-impl<'de, const KEPT: usize> Deserialize<'de> for Texts<KEPT> {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        from.deserialize_seq(TextsVisitor)
+impl<T, const KEPT: usize> Default for Firsts<T, KEPT> {
+    fn default() -> Self {
+        Self { kept: Vec::new(), count: 0 }
     }
 }
 
-struct TextsVisitor<const KEPT: usize>;
+impl<'de, T: Deserialize<'de>, const KEPT: usize> Deserialize<'de> for Firsts<T, KEPT> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_seq(FirstsVisitor(PhantomData))
+    }
+}
 
-impl<'de, const KEPT: usize> Visitor<'de> for TextsVisitor<KEPT> {
-    type Value = Texts<KEPT>;
+struct FirstsVisitor<T, const KEPT: usize>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>, const KEPT: usize> Visitor<'de> for FirstsVisitor<T, KEPT> {
+    type Value = Firsts<T, KEPT>;
 
     fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str("a list")
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Texts<KEPT>, A::Error> {
-        let mut texts = Texts::default();
-        while texts.kept.len() < KEPT
-            && let Some(text) = list.next_element()?
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Firsts<T, KEPT>, A::Error> {
+        let mut firsts = Firsts::default();
+        while firsts.kept.len() < KEPT
+            && let Some(element) = list.next_element()?
         {
-            texts.kept.push(text);
+            firsts.kept.push(element);
         }
-        texts.count = texts.kept.len();
+        firsts.count = firsts.kept.len();
         while list.next_element::<IgnoredAny>()?.is_some() {
-            texts.count = texts.count.saturating_add(1);
+            firsts.count = firsts.count.saturating_add(1);
         }
-        Ok(texts)
+        Ok(firsts)
     }
 }
 
@@ -195,11 +207,11 @@ struct ImageEntry {
     #[serde(default)]
     digest: Option<String>,
     #[serde(default)]
-    names: Option<Texts<NAMES_MAX>>,
+    names: Option<Firsts<String, NAMES_MAX>>,
     #[serde(default)]
     layer: Option<String>,
     #[serde(default)]
-    big_data_names: Option<Texts<NAMES_MAX>>,
+    big_data_names: Option<Firsts<String, NAMES_MAX>>,
 }
 
 #[derive(Deserialize)]
@@ -215,11 +227,18 @@ struct LayerEntry {
     #[serde(default)]
     toc_digest: Option<String>,
     #[serde(default)]
-    uidmap: Option<Texts<0>>,
+    uidmap: Option<Firsts<RangeEntry, RANGES_MAX>>,
     #[serde(default)]
-    gidmap: Option<Texts<0>>,
+    gidmap: Option<Firsts<RangeEntry, RANGES_MAX>>,
     #[serde(default)]
     flags: Option<Flags>,
+}
+
+#[derive(Deserialize)]
+struct RangeEntry {
+    container_id: u32,
+    host_id: u32,
+    size: u32,
 }
 
 #[derive(Deserialize)]
@@ -232,7 +251,7 @@ struct Flags {
 struct ContainerEntry {
     id: String,
     #[serde(default)]
-    names: Option<Texts<1>>,
+    names: Option<Firsts<String, 1>>,
     #[serde(default)]
     image: Option<String>,
     #[serde(default)]
@@ -283,13 +302,22 @@ impl Listed for ListedLayer {
         }
         // A layer that was pulled in parts has no size, and may have the digest of the compressed blob for its own.
         let is_sure = layer.diff_size.is_some() && layer.toc_digest.is_none_or(|digest| digest.is_empty());
-        let is_map = |map: Option<Texts<0>>| map.is_some_and(|map| map.count > 0);
+        let ranges = |map: Option<Firsts<RangeEntry, RANGES_MAX>>| -> Vec<Range> {
+            let range = |entry: RangeEntry| {
+                let RangeEntry { container_id: inside, host_id: outside, size: count } = entry;
+                Range { inside, outside, count }
+            };
+            map.unwrap_or_default().kept.into_iter().map(range).collect()
+        };
+        let owners = OwnerMap { users: ranges(layer.uidmap), groups: ranges(layer.gidmap) };
+        let is_mapped = owners != OwnerMap::default();
         Ok(Some(Self {
             id: StorageLayerId::from_hex(&layer.id).ok_or_else(|| no_id(&layer.id))?,
             parent: id(layer.parent, StorageLayerId::from_hex)?,
             diff: layer.diff_digest.filter(|_| is_sure).and_then(|digest| digest.parse().ok()),
             size_bytes: layer.diff_size,
-            is_mapped: is_map(layer.uidmap) || is_map(layer.gidmap),
+            is_mapped,
+            owners: is_mapped.then(|| Arc::new(owners)),
         }))
     }
 

@@ -30,12 +30,13 @@ use parking_lot::Mutex;
 
 use super::driver::{Driver, whole};
 use super::looks::{self, Looks, Print, state_of};
-use super::reading::{JSON_MAX, in_parallel, path, stamp_of};
+use super::reading::{JSON_MAX, belongs_to_root, in_parallel, path, stamp_of};
 use super::{Catalogue, Container, Damage, Generation, LayerRecord, Layering, List, Options, Stamp, Store};
 use crate::digest::{CacheId, ContainerId, ImageId, StorageLayerId};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::layer::difference::Life;
+use crate::layer::owners::OwnerMap;
 use crate::meta::Meta;
 use crate::name::TreePath;
 use crate::root::{Root, Space};
@@ -407,6 +408,16 @@ impl Store for Storage {
 
     fn layer(&self, id: &CacheId) -> Result<Layer> {
         self.places.driver.layer(id)
+    }
+
+    fn tells_owners(&self) -> Result<()> {
+        belongs_to_root(self.places.driver.root())
+    }
+
+    fn owners(&self, id: &CacheId) -> Result<Option<Arc<OwnerMap>>> {
+        let Some(id) = StorageLayerId::from_hex(id.as_str()) else { return Ok(None) };
+        let listed = self.listed_layers()?;
+        Ok(listed.list.entries.iter().find(|layer| layer.id == id).and_then(|layer| layer.owners.clone()))
     }
 
     fn layering(&self, _id: &CacheId) -> Layering {

@@ -29,13 +29,14 @@ use parking_lot::Mutex;
 
 use super::driver::{DRIVERS, Driver};
 use super::looks::Looks;
-use super::reading::{JSON_MAX, blame, ids, in_parallel, path, sound_ids, stamp_of, unread};
+use super::reading::{JSON_MAX, belongs_to_root, blame, ids, in_parallel, path, sound_ids, stamp_of, unread};
 use super::repositories::{self, Form};
 use super::{Catalogue, Damage, Generation, LayerRecord, Layering, List, Options, Stamp, Store};
 use crate::digest::{CacheId, ChainId, ContainerId, ImageId};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::layer::difference::Life;
+use crate::layer::owners::OwnerMap;
 use crate::meta::{FileId, Timestamp};
 use crate::name::TreePath;
 use crate::root::{Root, Space};
@@ -85,6 +86,8 @@ struct Docker {
     noticed: Mutex<BTreeMap<ChainId, Damage>>,
     /// How often that changed.
     notices: AtomicU64,
+    /// How containers see the owners, where users are remapped.
+    owners: Option<Arc<OwnerMap>>,
     /// The folders that are held, where they were found in the data root.
     held: Vec<HeldFolder>,
 }
@@ -146,6 +149,15 @@ fn is_remapped_root(name: &[u8]) -> bool {
     parts.next().is_some_and(is_number) && parts.next().is_some_and(is_number) && parts.next().is_none()
 }
 
+/// How containers see the owners in the data root of a daemon that remaps users: it bears the numbers of their root. Which
+/// other numbers they have is in no file of the store; Docker's documentation wants one range of them, which begins there.
+fn owners(data_root: &Root) -> Option<Arc<OwnerMap>> {
+    let place = data_root.host_path(&TreePath::root());
+    let (user, group) =
+        place.file_name()?.to_str().filter(|name| is_remapped_root(name.as_bytes()))?.split_once('.')?;
+    Some(Arc::new(OwnerMap::from(user.parse().ok()?, group.parse().ok()?)))
+}
+
 fn in_data_root(data_root: &Root, options: &Options) -> Result<Opened> {
     let mut opened = Opened::default();
     let image = path("image");
@@ -197,6 +209,7 @@ fn in_folder(data_root: &Root, image: &Root, name: &str, options: &Options) -> R
         looks,
         noticed: Mutex::default(),
         notices: AtomicU64::new(0),
+        owners: owners(data_root),
         held,
     })
 }
@@ -213,9 +226,11 @@ impl Store for Docker {
     fn used(&self) -> Result<Timestamp> {
         let mut latest = Timestamp::default();
         for file in [REPOSITORIES, imagedb::CONTENT, layerdb::LAYERS, containers::MOUNTS] {
-            // What cannot be looked at is found when the store is read.
-            let found = self.image.stat(&path(file)).ok().flatten();
-            latest = latest.max(found.map(|meta| meta.modified).unwrap_or_default());
+            match self.image.stat(&path(file)) {
+                Err(error) if error.is_transient() => return Err(error),
+                // What cannot be looked at is found when the store is read.
+                found => latest = latest.max(found.ok().flatten().map(|meta| meta.modified).unwrap_or_default()),
+            }
         }
         Ok(latest)
     }
@@ -304,6 +319,17 @@ impl Store for Docker {
 
     fn layer(&self, id: &CacheId) -> Result<Layer> {
         self.driver.layer(id)
+    }
+
+    fn tells_owners(&self) -> Result<()> {
+        match &self.owners {
+            Some(_) => Ok(()),
+            None => belongs_to_root(self.driver.root()),
+        }
+    }
+
+    fn owners(&self, _id: &CacheId) -> Result<Option<Arc<OwnerMap>>> {
+        Ok(self.owners.clone())
     }
 
     fn layering(&self, _id: &CacheId) -> Layering {

@@ -12,7 +12,7 @@ use crate::root::Root;
 use crate::store::docker::containers::{Containers, is_name};
 use crate::store::driver::Driver;
 use crate::store::reading::{path, sound_ids, unread};
-use crate::store::{Catalogue, Container, Damage, List};
+use crate::store::{Catalogue, Container, Damage, Layering, List};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -93,9 +93,15 @@ fn layers(driver: &dyn Driver, catalogue: &Catalogue, container: &mut Container)
     container.init = Some(init.clone());
     container.parent = container.image.as_ref().map(ImageId::as_chain);
     driver.check(&changes)?;
+    let top = container.parent.and_then(|top| catalogue.layers.get(&top)?.cache_id.as_ref());
+    driver.check_container(&changes, Some(&init), top)?;
+    if driver.layering() == Layering::Trees {
+        // The container's tree has it all.
+        return Ok(());
+    }
     driver.check(&init)?;
     match &container.parent {
-        Some(top) => catalogue.stack(top).map(|_| ()),
+        Some(top) => catalogue.ground(top, driver.layering()).map(|_| ()),
         None => Ok(()),
     }
 }

@@ -15,7 +15,7 @@ use crate::reference::Reference;
 use crate::root::{Folder, Root};
 use crate::store::driver::Driver;
 use crate::store::reading::{blame, in_parallel, path, sound_ids};
-use crate::store::{Catalogue, Damage, Image, ImageLayer, LayerRecord, List, Stamp, Standing, Step};
+use crate::store::{Catalogue, Damage, Image, ImageLayer, LayerRecord, Layering, List, Stamp, Standing, Step};
 
 pub(super) const JSON: &str = "json";
 pub(super) const PARENT: &str = "parent";
@@ -79,7 +79,10 @@ struct Found {
     has_config: bool,
     /// Which directory holds the layer's files, where it is one.
     root: Option<FileId>,
+    /// What is wrong with what its directory says of it.
     damage: Option<Damage>,
+    /// What is wrong with the layer's files.
+    lost: Option<Damage>,
 }
 
 /// A file of an image.
@@ -113,7 +116,11 @@ impl Reader<'_> {
             let (image, damage) = self.stacked(id, standing(id), &found, &mut text_left);
             if let Some(own) = found.get(id) {
                 // What keeps a layer from being found below keeps it from being united.
-                let wrong = own.damage.as_ref().or_else(|| damage.iter().find(|found| is_of_stack(found)));
+                let wrong = own
+                    .damage
+                    .as_ref()
+                    .or(own.lost.as_ref())
+                    .or_else(|| damage.iter().find(|found| is_of_stack(found)));
                 catalogue.layers.insert(id.as_chain(), Arc::new(self.record(own, wrong)?));
             }
             wrong.extend(damage.into_iter().map(|damage| (damage, *id)));
@@ -137,19 +144,25 @@ impl Reader<'_> {
             has_config: false,
             root: None,
             damage: None,
+            lost: None,
         };
+        let mut lost = None;
         let outcome = match entries.folder(&name) {
             // It was removed since its name was read.
             Ok(None) => return Ok(None),
             Ok(Some(entry)) => {
                 image.entry = Stamp::from(&entry.meta()?);
-                let checked = fill(&entry, &mut image).and_then(|()| self.driver.check(&layer_of(id)?));
-                checked.map(|found| image.root = Some(found.id()))
+                match self.driver.check(&layer_of(id)?) {
+                    Ok(found) => image.root = Some(found.id()),
+                    Err(error) => lost = Some(error),
+                }
+                fill(&entry, &mut image)
             }
             Err(error) => Err(error),
         };
-        let damage = outcome.err().map(|error| Damage::from_error(self.graph, &path(&id.hex()), error));
-        image.damage = damage.transpose()?;
+        let damage = |error| Damage::from_error(self.graph, &path(&id.hex()), error);
+        image.damage = outcome.err().map(damage).transpose()?;
+        image.lost = lost.map(damage).transpose()?;
         Ok(Some(image))
     }
 
@@ -191,6 +204,9 @@ impl Reader<'_> {
                 break;
             }
             damage.extend(image.damage.clone());
+            // A whole tree needs no other.
+            let counts = stack.is_empty() || self.driver.layering() == Layering::Deltas;
+            damage.extend(image.lost.clone().filter(|_| counts));
             stack.push(id);
             next = image.parent;
         }

@@ -27,19 +27,21 @@ use parking_lot::Mutex;
 
 use super::docker::containers::Containers;
 use super::driver::{DRIVERS, Driver};
-use super::reading::{ids, path, stamp_of};
+use super::reading::{belongs_to_root, ids, path, stamp_of};
 use super::repositories::{self, Form};
-use super::{Catalogue, Damage, Generation, LayerRecord, Options, Stamp, Store};
+use super::{Catalogue, Damage, Generation, LayerRecord, Layering, Options, Stamp, Store};
 use crate::digest::{CacheId, ContainerId, ImageId};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
+use crate::layer::difference::Life;
+use crate::meta::Timestamp;
 use crate::name::TreePath;
 use crate::root::{Root, Space};
 
 /// The name of this kind of store.
 pub const KIND: &str = "docker-graph";
-/// The drivers that engines of this store had and that are read, in the order in which they preferred them.
-const READ: [&str; 1] = ["aufs"];
+/// The drivers that engines of this store had.
+const READ: [&str; 6] = ["aufs", "btrfs", "zfs", "devicemapper", "overlay", "vfs"];
 const GRAPH: &str = "graph";
 const REPOSITORIES: &str = "repositories-";
 
@@ -67,48 +69,35 @@ struct Look {
     due: Instant,
 }
 
-/// Opens a data root; `None` where the directory is none of this kind.
+/// Opens the stores of a data root: one for each graph driver that has references there. None where the directory is none
+/// of this kind.
 ///
 /// # Errors
-/// [`Error::Unsupported`] where no driver of it is one that this program reads.
-pub fn open(data_root: Root, options: &Options) -> Result<Option<Box<dyn Store>>> {
+/// [`Error::Unsupported`] where no driver of it is one that this program reads. Where others can be read, that is damage.
+pub fn open(data_root: &Root, options: &Options) -> Result<Vec<Box<dyn Store>>> {
     if data_root.stat(&path(GRAPH))?.is_none_or(|meta| !meta.is_dir()) {
-        return Ok(None);
+        return Ok(Vec::new());
     }
     let names = data_root.names(&TreePath::root())?;
     let names = names.iter().filter_map(|name| std::str::from_utf8(name.as_bytes()).ok());
     let mut present: Vec<&str> = names.filter_map(|name| name.strip_prefix(REPOSITORIES)).collect();
     present.sort_unstable();
-    if present.is_empty() {
-        return Ok(None);
+    let (mut stores, mut failed) = (Vec::new(), Vec::new());
+    for name in &present {
+        match Graph::open(data_root, name, present.len() > 1, options) {
+            Ok(store) => stores.push(store),
+            Err(error) if error.is_transient() => return Err(error),
+            Err(error) => failed.push((data_root.shown(&path(&format!("{REPOSITORIES}{name}"))), error)),
+        }
     }
-    let opener = READ.iter().filter(|name| present.contains(name)).find_map(|name| {
-        let (_, opener) = DRIVERS.iter().find(|(known, _)| known == name)?;
-        Some((*name, opener))
-    });
-    let Some((name, opener)) = opener else {
-        return Err(Error::Unsupported {
-            what: data_root.shown(&TreePath::root()),
-            why: format!(
-                "a store of Docker 1.9 or older with the graph driver {}, which is not supported there; supported: {}",
-                present.join(", "),
-                READ.join(", ")
-            ),
-        });
-    };
-    let skipped = present.iter().filter(|other| **other != name).map(|other| {
-        let file = data_root.shown(&path(&format!("{REPOSITORIES}{other}")));
-        Damage::of(file, format!("images of the graph driver {other:?} are not shown"))
-    });
-    Ok(Some(Box::new(Graph {
-        skipped: skipped.collect(),
-        graph: data_root.sub(&path(GRAPH))?,
-        driver: opener(&data_root, options)?,
-        repositories: path(&format!("{REPOSITORIES}{name}")),
-        is_shared: present.len() > 1,
-        looked: Mutex::new(None),
-        containers: Containers::new(data_root)?,
-    })))
+    match (stores.first_mut(), failed.is_empty()) {
+        (Some(first), _) => {
+            first.skipped = failed.into_iter().map(|(what, error)| Damage::of(what, error.to_string())).collect();
+        }
+        (None, true) => {}
+        (None, false) => return Err(failed.swap_remove(0).1),
+    }
+    Ok(stores.into_iter().map(|store| Box::new(store) as Box<dyn Store>).collect())
 }
 
 /// The directory of an image's layer.
@@ -117,6 +106,28 @@ fn layer_of(id: &ImageId) -> Result<CacheId> {
 }
 
 impl Graph {
+    /// Opens the store of one graph driver.
+    fn open(data_root: &Root, name: &str, is_shared: bool, options: &Options) -> Result<Self> {
+        let opener = DRIVERS.iter().find(|(known, _)| READ.contains(known) && *known == name);
+        let unsupported = || Error::Unsupported {
+            what: data_root.shown(&TreePath::root()),
+            why: format!(
+                "a store of Docker 1.9 or older with the graph driver {name}, which is not supported there; supported: {}",
+                READ.join(", ")
+            ),
+        };
+        let (_, opener) = opener.ok_or_else(unsupported)?;
+        Ok(Self {
+            graph: data_root.sub(&path(GRAPH))?,
+            driver: opener(data_root, options)?,
+            repositories: path(&format!("{REPOSITORIES}{name}")),
+            is_shared,
+            skipped: Vec::new(),
+            looked: Mutex::new(None),
+            containers: Containers::new(data_root.sub(&TreePath::root())?)?,
+        })
+    }
+
     /// As many times the time that a look takes is between two, and never less than [`Self::REST`].
     const SHARE: u32 = 100;
     const REST: Duration = Duration::from_secs(1);
@@ -156,6 +167,14 @@ impl Store for Graph {
 
     fn driver(&self) -> &str {
         self.driver.name()
+    }
+
+    fn used(&self) -> Result<Timestamp> {
+        // The drivers share all else.
+        match self.containers.data_root().stat(&self.repositories) {
+            Err(error) if error.is_transient() => Err(error),
+            found => Ok(found.ok().flatten().map(|meta| meta.modified).unwrap_or_default()),
+        }
     }
 
     fn generation(&self) -> Result<Generation> {
@@ -225,6 +244,22 @@ impl Store for Graph {
         self.driver.layer(id)
     }
 
+    fn tells_owners(&self) -> Result<()> {
+        belongs_to_root(self.driver.root())
+    }
+
+    fn layering(&self, _id: &CacheId) -> Layering {
+        self.driver.layering()
+    }
+
+    fn changes(&self, id: &CacheId, below: Option<&CacheId>, life: Life) -> Result<Layer> {
+        self.driver.changes(id, below, life)
+    }
+
+    fn container_layers(&self, changes: &CacheId, init: Option<&CacheId>) -> Result<Vec<Layer>> {
+        self.driver.container_layers(changes, init)
+    }
+
     /// Engines wrote no size, or -1, where they knew none, so that to have none is no damage.
     fn size_bytes(&self, layer: &LayerRecord) -> Result<Option<u64>> {
         if let Some(size) = layer.size_bytes.get() {
@@ -245,17 +280,21 @@ impl Store for Graph {
 
     fn footholds(&self) -> Vec<BorrowedFd<'_>> {
         let data_root = self.containers.data_root().reading_fd();
-        vec![data_root, self.graph.reading_fd(), self.driver.root().reading_fd(), self.containers.foothold()]
+        let layers = self.driver.roots().into_iter().map(Root::reading_fd);
+        [data_root, self.graph.reading_fd(), self.containers.foothold()].into_iter().chain(layers).collect()
     }
 
     fn is_private(&self) -> bool {
-        self.graph.is_private() && self.driver.root().is_private() && self.containers.is_private()
+        let are_layers = self.driver.roots().into_iter().all(Root::is_private);
+        self.graph.is_private() && are_layers && self.containers.is_private()
     }
 
     fn let_go(&self) {
         self.graph.let_go();
         self.containers.let_go();
-        self.driver.root().let_go();
+        for root in self.driver.roots() {
+            root.let_go();
+        }
     }
 }
 
