@@ -106,10 +106,13 @@ impl Template {
 
     /// One change; some change nothing, as what they are for is gone.
     fn damage(&self, is_new: bool, dice: &mut Dice) {
+        let is_dir = |path: &Path| fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir());
         let mut choose = || {
             let path = dice.of(&self.paths);
             let is_held = HELD.iter().any(|held| Path::new(held).starts_with(&path));
-            (is_new || !is_held).then(|| self.root.join(path))
+            // Nothing is done through a link that a change before has put there: it may lead out of the store.
+            let is_inside = |path: &Path| path.ancestors().skip(1).take_while(|dir| *dir != self.root).all(is_dir);
+            (is_new || !is_held).then(|| self.root.join(path)).filter(|path| is_inside(path))
         };
         let (Some(path), Some(other)) = (choose(), choose()) else { return };
         let Ok(meta) = fs::symlink_metadata(&path) else { return };
@@ -154,7 +157,7 @@ impl Template {
                 let to = path.with_file_name(OsStr::from_bytes(dice.of(&names)));
                 if meta.is_dir() {
                     copy(&path, &to);
-                } else if meta.is_file() && (is_file(&to) || !to.exists()) {
+                } else if meta.is_file() && (is_file(&to) || fs::symlink_metadata(&to).is_err()) {
                     drop(fs::copy(&path, &to));
                 }
             }
@@ -168,7 +171,9 @@ impl Template {
                     let _set = rustix::fs::lsetxattr(&path, name, value, XattrFlags::empty());
                 }
             }
-            10 => drop(fs::set_permissions(&path, fs::Permissions::from_mode(dice.of(&[0, 0o700, 0o7777])))),
+            10 if !meta.is_symlink() => {
+                drop(fs::set_permissions(&path, fs::Permissions::from_mode(dice.of(&[0, 0o700, 0o7777]))))
+            }
             11 if meta.is_file() => {
                 let file = fs::File::options().write(true).open(&path);
                 let length = dice.of(&[0, 1, 4_096, 5_000, 1 << 24, (1 << 24) + 1]);
