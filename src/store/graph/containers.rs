@@ -11,7 +11,7 @@ use crate::name::TreePath;
 use crate::root::Root;
 use crate::store::docker::containers::{Containers, is_name};
 use crate::store::driver::Driver;
-use crate::store::reading::{path, sound_ids, unread};
+use crate::store::reading::{Told, path, sound_ids, unread};
 use crate::store::{Catalogue, Container, Damage, Layering, List};
 
 #[derive(Deserialize)]
@@ -41,6 +41,7 @@ pub(super) fn read(containers: &Containers, driver: &dyn Driver, catalogue: &mut
             return Ok(());
         }
     };
+    let mut told = Told::of(catalogue);
     for id in sound_ids(&all, &TreePath::root(), ContainerId::from_hex, List::Containers, catalogue)? {
         let mut container = Container::of(id);
         let file = config_of(&id);
@@ -53,9 +54,15 @@ pub(super) fn read(containers: &Containers, driver: &dyn Driver, catalogue: &mut
         if let Err(error) = damage {
             let damage = Damage::from_error(&all, &file, error)?;
             container.damage.push(damage.to_string());
+            told.tell(damage, catalogue);
+        } else if let Some(top) = container.parent
+            && driver.layering() != Layering::Trees
+            && let Err(error) = catalogue.ground(&top, driver.layering())
+        {
+            container.damage.push(error.to_string());
             // What is wrong with images is told already.
-            if !catalogue.damage.iter().any(|known| known.to_string() == damage.to_string()) {
-                catalogue.damage.push(damage);
+            if !catalogue.layers.contains_key(&top) {
+                told.tell(Damage::from_error(&all, &file, error)?, catalogue);
             }
         }
         catalogue.containers.insert(id, Arc::new(container));
@@ -93,15 +100,15 @@ fn layers(driver: &dyn Driver, catalogue: &Catalogue, container: &mut Container)
     container.init = Some(init.clone());
     container.parent = container.image.as_ref().map(ImageId::as_chain);
     driver.check(&changes)?;
-    let top = container.parent.and_then(|top| catalogue.layers.get(&top)?.cache_id.as_ref());
-    driver.check_container(&changes, Some(&init), top)?;
-    if driver.layering() == Layering::Trees {
-        // The container's tree has it all.
-        return Ok(());
+    let top = container.parent.map(|top| catalogue.layers.get(&top).filter(|record| record.damage.is_none()));
+    // Of a layer with which something is wrong that is told, and nobody knows its directory.
+    if top.is_none_or(|top| top.is_some()) {
+        let top = top.flatten().and_then(|record| record.cache_id.as_ref());
+        driver.check_container(&changes, Some(&init), top)?;
     }
-    driver.check(&init)?;
-    match &container.parent {
-        Some(top) => catalogue.ground(top, driver.layering()).map(|_| ()),
-        None => Ok(()),
+    // A whole tree has it all.
+    if driver.layering() != Layering::Trees {
+        driver.check(&init)?;
     }
+    Ok(())
 }
