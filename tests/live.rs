@@ -30,6 +30,7 @@ use docker_fs::error::{Error, Result};
 use docker_fs::layer::Layer;
 use docker_fs::meta::{Kind, Meta, Timestamp};
 use docker_fs::mount::{self, Controls, Opens};
+use docker_fs::name::{Name, TreePath};
 use docker_fs::root::Space;
 use docker_fs::store::{self, Catalogue, Damage, Generation, LayerRecord, Stamp, Store};
 use docker_fs::view::{self, View};
@@ -576,6 +577,29 @@ impl Drop for Traced {
             let _ = self.strace.wait();
         }
     }
+}
+
+/// As engines leave it when an image is pruned between its loading and its naming.
+#[test]
+fn the_name_of_no_image_hides_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, images) = store_of(dir.path(), &["a:1", "b:1"]);
+    let stores = store::open(store.root(), &store::Options::default()).unwrap();
+    let view = View::new(stores, &view::Options::default()).unwrap();
+    let list = || {
+        let merged = view.resolve(&TreePath::new(b"merged").unwrap()).unwrap().unwrap();
+        let text = |(name, _): &(Name, _)| String::from_utf8(name.as_bytes().to_vec()).unwrap();
+        merged.list().map(|listed| listed.iter().map(text).collect::<BTreeSet<_>>())
+    };
+    assert_eq!(list().unwrap(), set(&["a:1", "b:1"]));
+    let nothing = ImageId("f".repeat(64));
+    refer(store.root(), &[("a:1", &images[0].1), ("b:1", &images[1].1), ("ghost:1", &nothing)]);
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(5) {
+        assert_eq!(list().unwrap(), set(&["a:1", "b:1"]));
+    }
+    let damage = view.damage();
+    assert!(damage.len() == 1 && damage[0].what.contains(&nothing.0), "{damage:?}");
 }
 
 #[test]

@@ -67,6 +67,8 @@ const CERTAIN_AFTER: Duration = Duration::from_secs(2);
 const DOUBT_INTERVAL: Duration = Duration::from_millis(500);
 /// How many states of the store an answer is made of, each time because something is gone, before it is [`Error::Stale`].
 const STATES_MAX: usize = 4;
+/// How long a listing waits for what is gone or damaged to come back, or to be damaged for certain, when it is left out.
+const LISTING_PATIENCE: Duration = Duration::from_millis(3_500);
 
 /// How the tree is to be shown.
 #[derive(Debug, Clone, Default)]
@@ -160,7 +162,7 @@ impl<T: StoreFolder> Section for T {
     }
 
     fn list(&self) -> Result<Vec<(Name, Entry)>> {
-        self.shared().answer(|snapshot| self.entries(snapshot))
+        self.shared().answer_patiently(|snapshot| self.entries(snapshot))
     }
 }
 
@@ -527,6 +529,21 @@ impl Shared {
     /// What a layer's directory holds; of one that has none its damage is to be told.
     fn layering(&self, id: Option<&CacheId>) -> Layering {
         id.map_or(Layering::Deltas, |id| self.store.layering(id))
+    }
+
+    /// As [`Shared::answer`], of many objects: one of them that is in doubt does not keep the others from being seen, but has
+    /// them waited for. An engine may leave the name of an image that it removes, until it is told to load that again.
+    ///
+    /// # Errors
+    /// As [`Shared::answer`].
+    fn answer_patiently<T>(&self, make: impl Fn(&Snapshot) -> Result<T>) -> Result<T> {
+        let begun = Instant::now();
+        loop {
+            match self.answer(&make) {
+                Err(Error::Stale { .. }) if begun.elapsed() < LISTING_PATIENCE => std::thread::sleep(PAUSE),
+                answer => return answer,
+            }
+        }
     }
 
     /// An answer that says of what may be whole in a moment that it is gone, and not that it is damaged.
