@@ -341,7 +341,9 @@ mod tests {
         let untouched = || -> Surroundings { panic!("this machine's configuration is none of its business") };
         let said = || open(Some(&disk), untouched, &store::Options::default()).unwrap_err().message;
         let wanted = format!(
-            "no container store in {}; a Docker data root is wanted, such as /var/lib/docker, which holds image/overlay2",
+            "no container store in {}; a Docker data root is wanted, such as /var/lib/docker, which holds image/overlay2, \
+             containerd's root, such as /var/lib/containerd, where Docker 29 has its images, or podman's, such as \
+             /var/lib/containers/storage",
             disk.display()
         );
         // A link there is another machine's, and here leads elsewhere.
