@@ -274,6 +274,46 @@ fn another_store_may_come_to_be_used() {
     assert_agreement("a name that is free again", &view);
 }
 
+#[test]
+fn the_whole_order_counts() {
+    let fixture = fixture();
+    let name = |driver: &str, names: Value| {
+        let text = json!({ "Repositories": names }).to_string();
+        fs::write(image_of(&fixture.root, driver).join("repositories.json"), text).unwrap();
+    };
+    for (part, seconds) in fixture.parts.iter().zip([1_700_000_003, 1_700_000_002, 1_700_000_001]) {
+        let image = format!("sha256:{}", part.own.0);
+        name(part.driver, if part.driver == "aufs" { json!({}) } else { json!({"pair": {"pair:1": image}}) });
+        use_at(&fixture.root, part.driver, seconds);
+    }
+    let view = open(&fixture.root).unwrap();
+    assert_eq!(content(&view, "merged/pair:1/overlay2"), "overlay2");
+    assert_eq!(content(&view, "by-container/web/merged/written"), "overlay2");
+    // The one in the middle stays there, below another.
+    use_at(&fixture.root, "overlay2", 1_700_000_000);
+    use_at(&fixture.root, "aufs", 1_700_000_004);
+    assert_eq!(content(&view, "by-container/web/merged/written"), "aufs");
+    assert_eq!(content(&view, "merged/pair:1/vfs"), "vfs");
+    assert_agreement("another order", &view);
+}
+
+#[test]
+fn containers_names_alone_may_change_hands() {
+    let fixture = fixture();
+    for (driver, seconds) in DRIVERS.into_iter().zip([1_700_000_003, 1_700_000_002, 1_700_000_001]) {
+        fs::write(image_of(&fixture.root, driver).join("repositories.json"), r#"{"Repositories":{}}"#).unwrap();
+        use_at(&fixture.root, driver, seconds);
+    }
+    let view = open(&fixture.root).unwrap();
+    let before = view.refresh();
+    assert_eq!(view.refresh(), before);
+    // As when a container was made and removed.
+    let mounts = File::open(image_of(&fixture.root, "vfs").join("layerdb/mounts")).unwrap();
+    mounts.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_004)).unwrap();
+    assert_ne!(view.refresh(), before, "the kernel is to forget what it knows");
+    assert_eq!(content(&view, "by-container/web/merged/written"), "vfs");
+}
+
 /// The same image in two stores, as after it was pulled for both.
 #[test]
 fn an_image_that_two_have_is_shown_once() {

@@ -724,7 +724,8 @@ impl Reader<'_> {
                 users.entry(layer.chain).or_default().push(image.id);
             }
         }
-        let same = unchanged.filter(|known| known.catalogue.says_as(&catalogue));
+        // A container is listed by its ID where a store above has its name.
+        let same = unchanged.filter(|known| known.catalogue.says_as(&catalogue) && known.containers == containers);
         let (time, state) = match (same, known) {
             (Some(same), _) => (same.time, same.state),
             (None, known) => {

@@ -6,6 +6,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -22,6 +23,8 @@ mod system;
 
 /// A path of a tar of a Debian root to import as the base image; it is made if it is not there.
 const BASE_VARIABLE: &str = "DOCKER_FS_TEST_BASE";
+/// The file of subordinate numbers, where the daemon is to remap users.
+const SUBORDINATES: &str = "subordinates";
 const SUITE: &str = "bookworm";
 
 /// Programs without which there is no daemon.
@@ -72,6 +75,16 @@ impl Dockerd {
         let mut daemon = Self { child: spawn(driver, dir.path(), run.path()), driver, dir, run };
         daemon.wait_for_answer();
         daemon
+    }
+
+    /// As [`Dockerd::with_driver`], with `userns-remap`: the numbers of the containers' root, from which on there are 65,536.
+    /// The map is that of the user `daemon`, in files that this daemon alone sees.
+    pub(crate) fn remapping_from(driver: &'static str, first: u32) -> Self {
+        Self::start_with(driver, |dir| {
+            fs::write(dir.join(SUBORDINATES), format!("daemon:{first}:65536\n")).unwrap();
+            // The containers' root has to get to the layers.
+            fs::set_permissions(dir, fs::Permissions::from_mode(0o711)).unwrap();
+        })
     }
 
     /// Ends the daemon in the middle of what it does.
@@ -269,8 +282,15 @@ impl Drop for Dockerd {
 fn spawn(driver: &str, dir: &Path, run: &Path) -> Child {
     let log = File::options().create(true).append(true).open(dir.join("log")).unwrap();
     // Should the test be killed, the daemon ends too. (`setpriv` executes it, so that the pid is the daemon's.)
-    Command::new("setpriv")
-        .args(["--pdeathsig", "TERM"])
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "TERM"]);
+    let subordinates = dir.join(SUBORDINATES);
+    let remaps = subordinates.exists();
+    if remaps {
+        let hide = "mount --bind \"$0\" /etc/subuid && mount --bind \"$0\" /etc/subgid && exec \"$@\"";
+        command.args(["unshare", "--mount", "sh", "-c", hide]).arg(subordinates);
+    }
+    command
         .arg(found("dockerd").first().expect("there is no dockerd"))
         .arg("--config-file")
         .arg(run.join("daemon.json"))
@@ -287,6 +307,7 @@ fn spawn(driver: &str, dir: &Path, run: &Path) -> Child {
         .arg(format!("docker-fs-{}", std::process::id()))
         .args(["--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver", driver])
         .args(["--shutdown-timeout", "2"])
+        .args(if remaps { &["--userns-remap", "daemon"][..] } else { &[] })
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
         .stderr(log)
