@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use tempfile::TempDir;
 
-use self::system::found;
-pub(crate) use self::system::{attempt, has_programs, run, unmount_below};
+use self::system::{Place, found};
+#[allow(unused_imports, reason = "each test binary uses a part")]
+pub(crate) use self::system::{attempt, has_programs, run};
 
 #[path = "system.rs"]
 mod system;
@@ -41,9 +41,9 @@ pub(crate) struct Dockerd {
     child: Child,
     driver: &'static str,
     /// Data root and log.
-    dir: TempDir,
+    dir: Place,
     /// Exec root, socket and pidfile: apart and short, as a Unix socket's path ends at 107 bytes.
-    run: TempDir,
+    run: Place,
 }
 
 impl Dockerd {
@@ -63,6 +63,7 @@ impl Dockerd {
     pub(crate) fn start_with(driver: &'static str, prepare: impl FnOnce(&Path)) -> Self {
         let dir = tempfile::Builder::new().prefix("dockerd-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let run = tempfile::Builder::new().prefix("dfs-").tempdir_in("/tmp").unwrap();
+        let (dir, run) = (Place::from(dir), Place::from(run));
         // The machine's own daemon.json must not count; 29 and later would use containerd's store for a new root.
         let config = run.path().join("daemon.json");
         fs::write(&config, r#"{"features":{"containerd-snapshotter":false}}"#).unwrap();
@@ -261,8 +262,6 @@ impl Drop for Dockerd {
             eprintln!("the end of dockerd's log:\n{}", self.log_tail());
         }
         self.stop();
-        unmount_below(self.dir.path());
-        unmount_below(self.run.path());
     }
 }
 

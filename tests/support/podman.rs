@@ -1,27 +1,26 @@
 //! podman with stores of the test's own, of root or of another user, which go away with it.
 //!
 //! No container is run, which would take cgroups and limits that not every machine gives: images are loaded from archives,
-//! built without steps that run something, and containers are changed where podman mounts them. A user without
-//! privileges is made up: in a mount namespace that has its own `/etc/passwd`, `/etc/subuid` and `/etc/subgid`.
+//! built without steps that run something, and containers are changed where podman mounts them. It runs in a [`Machine`],
+//! where a user without privileges is made up, and where what it mounts and leaves running ends.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::rc::Rc;
 
 use rustix::fs::{Gid, Uid, chown};
-use rustix::process::{Pid, Signal, kill_process};
-use tempfile::TempDir;
 
-use self::system::attempt;
-pub(crate) use self::system::{has_programs, run, unmount_below};
+use super::machine::{self, Machine};
 
-#[path = "system.rs"]
-mod system;
+/// Programs without which there is no podman of this machine's.
+pub(crate) const PROGRAMS: &[&str] = &["podman", "newuidmap", "setfattr", "strace"];
 
-/// Programs without which there is no podman.
-pub(crate) const PROGRAMS: &[&str] = &["podman", "setpriv", "unshare", "newuidmap", "tar", "setfattr"];
+/// Whether there are these, and what it takes to run them.
+pub(crate) fn has_programs() -> bool {
+    machine::has_programs(&[PROGRAMS, machine::PROGRAMS].concat())
+}
 
 /// Whose store it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,10 +33,11 @@ pub(crate) enum Owner {
 /// The first ID that the containers of a user have for their users beside 0.
 pub(crate) const SUBORDINATE: u32 = 1_800_000_000;
 
-/// A store. Dropping it unmounts what podman mounted, ends what it left running, and removes it.
+/// A store. Dropping it unmounts what podman mounted; the rest goes with the machine.
 #[derive(Debug)]
 pub(crate) struct Podman {
-    dir: TempDir,
+    machine: Rc<Machine>,
+    dir: PathBuf,
     driver: &'static str,
     owner: Owner,
 }
@@ -46,16 +46,24 @@ pub(crate) struct Podman {
 #[derive(Debug)]
 pub(crate) struct Namespace {
     child: Child,
-    /// The process itself, which may be a descendant of the child.
-    pid: i32,
+    /// Its root, as it can be looked at from here.
+    root: PathBuf,
 }
 
 impl Podman {
-    /// A store that is empty but for its lists.
+    /// A store of this machine's podman that is empty but for its lists.
     pub(crate) fn new(owner: Owner, driver: &'static str) -> Self {
-        let dir = tempfile::Builder::new().prefix("dfs-podman-").tempdir_in("/var/tmp").unwrap();
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let podman = Self { dir, driver, owner };
+        Self::on(&Rc::new(Machine::ours()), owner, driver)
+    }
+
+    /// The same of a machine's podman.
+    pub(crate) fn on(machine: &Rc<Machine>, owner: Owner, driver: &'static str) -> Self {
+        // Short, as a run root's path ends at 50 bytes.
+        let dir = machine.directory(&match owner {
+            Owner::Root => driver.to_owned(),
+            Owner::User(id) => format!("{driver}-{id}"),
+        });
+        let podman = Self { machine: Rc::clone(machine), dir, driver, owner };
         for name in ["root", "run", "tmp", "home", "scratch"] {
             fs::create_dir(podman.at(name)).unwrap();
             if let Owner::User(id) = owner {
@@ -69,18 +77,7 @@ impl Podman {
         );
         fs::write(podman.at("storage.conf"), storage).unwrap();
         if let Owner::User(id) = owner {
-            for file in ["passwd", "group"] {
-                let known = fs::read_to_string(Path::new("/etc").join(file)).unwrap();
-                let home = podman.at("home");
-                let line = match file {
-                    "passwd" => format!("dfs-test:x:{id}:{id}::{}:/bin/sh\n", home.display()),
-                    _ => format!("dfs-test:x:{id}:\n"),
-                };
-                fs::write(podman.at(file), known + &line).unwrap();
-            }
-            for file in ["subuid", "subgid"] {
-                fs::write(podman.at(file), format!("dfs-test:{SUBORDINATE}:65536\n")).unwrap();
-            }
+            machine.add_user(id, &podman.at("home"), SUBORDINATE);
         }
         podman.podman(&["info"]);
         podman
@@ -88,7 +85,7 @@ impl Podman {
 
     /// A place in the directory of the store, its run root and all else.
     pub(crate) fn at(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+        self.dir.join(name)
     }
 
     /// The graph root: what docker-fs mounts.
@@ -105,19 +102,26 @@ impl Podman {
         }
     }
 
+    /// The ID in containers of a user that has this one on the host.
+    pub(crate) fn container_id(&self, id: u32) -> u32 {
+        match self.owner {
+            Owner::Root => id,
+            Owner::User(own) if own == id => 0,
+            Owner::User(_) => id - SUBORDINATE + 1,
+        }
+    }
+
     fn command(&self, program: &str) -> Command {
         let mut command = match self.owner {
-            Owner::Root => Command::new(program),
+            Owner::Root => self.machine.command(program),
             Owner::User(id) => {
-                let script = "for f in passwd group subuid subgid; do mount --bind \"$0/$f\" /etc/$f || exit 1; done; \
-                              u=$1; shift; cd /; exec setpriv --reuid \"$u\" --regid \"$u\" --clear-groups -- \"$@\"";
-                let mut command = Command::new("unshare");
-                command.args(["-m", "sh", "-c", script]).arg(self.dir.path()).arg(id.to_string()).arg(program);
+                let id = id.to_string();
+                let mut command = self.machine.command("setpriv");
+                command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--", program]);
                 command
             }
         };
-        // The machine's own configuration must not count.
-        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("LC_ALL", "C");
+        // Not the machine's own configuration.
         command.env("HOME", self.at("home")).env("XDG_RUNTIME_DIR", self.at("tmp"));
         command.env("CONTAINERS_STORAGE_CONF", self.at("storage.conf")).env("TMPDIR", self.at("scratch"));
         command
@@ -153,13 +157,22 @@ impl Podman {
 
     /// Runs podman; its standard output is the answer.
     pub(crate) fn try_podman(&self, args: &[&str]) -> Result<Vec<u8>, String> {
-        attempt(&mut self.podman_command(args))
+        machine::attempt(&mut self.podman_command(args))
     }
 
     /// Runs podman and returns what it printed, less white space at the end; a failure panics.
     pub(crate) fn podman(&self, args: &[&str]) -> String {
         let stdout = self.try_podman(args).unwrap_or_else(|what| panic!("{what}"));
         String::from_utf8(stdout).unwrap().trim_end().to_owned()
+    }
+
+    /// Runs a shell where podman's mounts are, as the user 0 of its containers.
+    pub(crate) fn shell(&self, args: &[&str]) {
+        let mut command = match self.owner {
+            Owner::Root => self.command("sh"),
+            Owner::User(_) => self.podman_command(&["unshare", "sh"]),
+        };
+        machine::run(command.args(args));
     }
 
     /// An image's ID.
@@ -169,28 +182,27 @@ impl Podman {
 
     /// A process in whose namespace podman's mounts are to be seen.
     pub(crate) fn namespace(&self) -> Namespace {
-        let script = "echo $$; exec sleep infinity";
+        // Until its input ends.
+        let script = "echo $$; exec cat";
         let mut command = match self.owner {
             Owner::Root => self.command("sh"),
             Owner::User(_) => self.podman_command(&["unshare", "sh"]),
         };
-        let mut child = command.args(["-c", script]).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        Namespace { child, pid: line.trim().parse().unwrap() }
+        Namespace { child, root: self.machine.root_of(line.trim().parse().unwrap()) }
     }
 
     /// Where podman has mounted something, as this process can see it.
     pub(crate) fn mounted(&self, namespace: &Namespace, args: &[&str]) -> PathBuf {
-        let place = self.inside(args);
-        PathBuf::from(format!("/proc/{}/root{place}", namespace.pid))
+        namespace.root.join(self.inside(args).strip_prefix('/').unwrap())
     }
 }
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        let _ = Pid::from_raw(self.pid).map(|pid| kill_process(pid, Signal::KILL));
-        let _ = self.child.kill();
+        drop(self.child.stdin.take());
         let _ = self.child.wait();
     }
 }
@@ -203,21 +215,5 @@ impl Drop for Podman {
                 eprintln!("podman {args:?} failed");
             }
         }
-        if let Owner::User(id) = self.owner {
-            // What keeps the user's namespaces.
-            for pid in processes_of(id) {
-                let _ = kill_process(pid, Signal::KILL);
-            }
-        }
-        unmount_below(self.dir.path());
     }
-}
-
-fn processes_of(id: u32) -> Vec<Pid> {
-    let is_of = |pid: i32| {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        status.lines().any(|line| line.strip_prefix("Uid:\t").is_some_and(|ids| ids.starts_with(&format!("{id}\t"))))
-    };
-    let pids = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter(|pid| is_of(*pid)).filter_map(Pid::from_raw).collect()
 }

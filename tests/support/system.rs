@@ -5,10 +5,12 @@
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use rustix::mount::{UnmountFlags, unmount};
+use tempfile::TempDir;
 
 /// Set where missing programs are a failure, not a reason to skip.
 const STRICT_VARIABLE: &str = "DOCKER_FS_TEST_PRIVILEGED";
@@ -64,14 +66,51 @@ pub(crate) fn attempt(command: &mut Command) -> Result<Vec<u8>, String> {
 
 /// Unmounts every mount below `dir`, the last one first.
 pub(crate) fn unmount_below(dir: &Path) {
-    let Ok(mounts) = fs::read_to_string("/proc/self/mountinfo") else { return };
-    for line in mounts.lines().rev() {
-        // The directories here have no byte that mountinfo escapes.
-        let Some(place) = line.split(' ').nth(4) else { continue };
-        if Path::new(place).starts_with(dir)
-            && let Err(error) = unmount(place, UnmountFlags::DETACH)
-        {
-            eprintln!("cannot unmount {place}: {error}");
+    for place in mounts_below(dir).iter().rev() {
+        if let Err(error) = unmount(place, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            eprintln!("cannot unmount {}: {error}", place.display());
+        }
+    }
+}
+
+/// The mount points below `dir` in the order of their making. (The directories here have no byte that the list escapes.)
+fn mounts_below(dir: &Path) -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let places = mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
+    places.filter(|place| place.starts_with(dir)).collect()
+}
+
+/// A directory that goes away with its value, and never what is mounted in it.
+#[derive(Debug)]
+pub(crate) struct Place(TempDir);
+
+impl Place {
+    /// A directory that every user can reach.
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::Builder::new().prefix("dfs-").tempdir_in("/var/tmp").unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        Self(dir)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl From<TempDir> for Place {
+    fn from(dir: TempDir) -> Self {
+        Self(dir)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        unmount_below(self.0.path());
+        let left = mounts_below(self.0.path());
+        if !left.is_empty() {
+            // To remove it would remove what is mounted.
+            self.0.disable_cleanup(true);
+            eprintln!("{} stays, as these are mounted there: {left:?}", self.0.path().display());
         }
     }
 }
@@ -90,7 +129,8 @@ pub(crate) fn base_tar(place: Option<PathBuf>, suite: &str, packages: &str) -> P
 }
 
 fn make_base(tar: &Path, suite: &str, packages: &str) {
-    let dir = tempfile::Builder::new().prefix("debootstrap-").tempdir_in(tar.parent().unwrap()).unwrap();
+    // In which a failed debootstrap leaves what it mounted.
+    let dir: Place = tempfile::Builder::new().prefix("debootstrap-").tempdir_in(tar.parent().unwrap()).unwrap().into();
     let root = dir.path().join("root");
     let made = attempt(
         Command::new(found("debootstrap").first().unwrap())
@@ -98,7 +138,6 @@ fn make_base(tar: &Path, suite: &str, packages: &str) {
             .arg(&root)
             .arg(mirror(suite)),
     );
-    // It leaves these mounted when it fails.
     unmount_below(dir.path());
     made.unwrap_or_else(|what| panic!("{what}"));
     // What makes the tests slower and shows nothing more.
