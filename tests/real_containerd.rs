@@ -125,24 +125,56 @@ fn databases_hold_what_ctr_lists() {
     });
     assert_eq!(namespaces.unwrap(), table(&containerd.ctr(&["namespaces", "ls"]), &[0]));
     for namespace in ["first", "second"] {
-        let asked = |args: &[&str]| containerd.ctr(&[&["-n", namespace], args].concat());
-        let objects = meta.read(|root| read_namespace(root, namespace)).unwrap();
-        assert_eq!(objects.images, table(&asked(&["images", "ls"]), &[0, 1, 2]), "images of {namespace}");
-        assert_eq!(objects.leases, table(&asked(&["leases", "ls"]), &[0]), "leases of {namespace}");
-        assert_eq!(objects.blobs, table(&asked(&["content", "ls"]), &[0]), "blobs of {namespace}");
+        let (objects, kinds, said) = at_rest(&containerd, &meta, namespace);
+        assert_eq!(objects.images, table(&said.images, &[0, 1, 2]), "images of {namespace}");
+        assert_eq!(objects.leases, table(&said.leases, &[0]), "leases of {namespace}");
+        assert_eq!(objects.blobs, table(&said.blobs, &[0]), "blobs of {namespace}");
         for (digest, size) in &objects.sizes {
             let file = containerd.root().join(BLOBS).join(digest.strip_prefix("sha256:").unwrap());
             assert_eq!(*size, fs::metadata(file).unwrap().len(), "{digest}");
         }
-        let kinds = kinds(&containerd);
         let snapshots = objects.snapshots.iter().map(|(key, (name, parent))| (key, parent, kinds[name]));
         let snapshots: BTreeSet<String> =
             snapshots.map(|(key, parent, kind)| format!("{key} {parent} {kind}").replace("  ", " ")).collect();
-        let listed = asked(&["snapshots", "--snapshotter", "native", "ls"]);
-        let listed: Vec<Vec<&str>> = listed.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
-        assert_eq!(snapshots, listed.iter().map(|words| words.join(" ")).collect(), "snapshots of {namespace}");
+        let listed = said.snapshots.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+        assert_eq!(snapshots, listed.collect(), "snapshots of {namespace}");
         assert!(!objects.images.is_empty() && !objects.sizes.is_empty() && snapshots.len() >= 2, "{objects:?}");
     }
+}
+
+/// What `ctr` lists of a namespace.
+struct Said {
+    images: String,
+    leases: String,
+    blobs: String,
+    snapshots: String,
+}
+
+/// What is read of a namespace, and what `ctr` says of the same state: containerd collects garbage when it likes, so both
+/// databases are read before and after it is asked, until they hold the same.
+fn at_rest(
+    containerd: &Containerd,
+    meta: &Database,
+    namespace: &str,
+) -> (Objects, BTreeMap<String, &'static str>, Said) {
+    let asked = |args: &[&str]| containerd.ctr(&[&["-n", namespace], args].concat());
+    let read = || (meta.read(|root| read_namespace(root, namespace)).unwrap(), kinds(containerd));
+    let mut found = None;
+    let is_at_rest = support::eventually(|| {
+        let before = read();
+        let said = Said {
+            images: asked(&["images", "ls"]),
+            leases: asked(&["leases", "ls"]),
+            blobs: asked(&["content", "ls"]),
+            snapshots: asked(&["snapshots", "--snapshotter", "native", "ls"]),
+        };
+        let (objects, kinds) = read();
+        let is_same = before == (objects.clone(), kinds.clone());
+        found = Some((objects, kinds, said));
+        is_same
+    });
+    assert!(is_at_rest, "containerd never rests");
+    found.unwrap()
 }
 
 /// Two namespaces with images, leases, labels and snapshots of all kinds.
@@ -168,7 +200,7 @@ fn furnish(containerd: &Containerd) {
 }
 
 /// What a namespace holds, each object as the line that `ctr` prints.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Objects {
     images: BTreeSet<String>,
     leases: BTreeSet<String>,
