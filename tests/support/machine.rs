@@ -56,7 +56,8 @@ echo ready
 exec sleep infinity
 "#;
 
-/// Adds the user `u$0`, unless it is there, with a home directory `$1` and IDs for containers from `$2` on; never to this machine's own files.
+/// Adds the user `u$0`, unless it is there, with a home directory `$1` and IDs for containers from `$2` on; never to this
+/// machine's own files.
 const USER: &str = r#"
 test -e /run/docker-fs-machine
 ! grep -q "^u$0:" /etc/passwd || exit 0

@@ -107,7 +107,7 @@ impl Podman {
         match self.owner {
             Owner::Root => id,
             Owner::User(own) if own == id => 0,
-            Owner::User(_) => id - SUBORDINATE + 1,
+            Owner::User(_) => id.wrapping_sub(SUBORDINATE).wrapping_add(1),
         }
     }
 

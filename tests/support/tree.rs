@@ -34,6 +34,8 @@ pub struct Options {
     pub blocks: bool,
     /// Reads no file.
     pub no_content: bool,
+    /// Names in the root that are left out.
+    pub skip: Vec<&'static str>,
 }
 
 impl Options {
@@ -185,6 +187,9 @@ impl Walker<'_> {
             let child = join(path, item.name.as_bytes());
             if !names.insert(item.name.as_bytes().to_vec()) {
                 self.trouble(&child, "listed twice");
+                continue;
+            }
+            if self.options.skip.iter().any(|name| name.as_bytes() == child) {
                 continue;
             }
             self.child(dir, &item, &child);
