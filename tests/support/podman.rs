@@ -15,7 +15,7 @@ use rustix::fs::{Gid, Uid, chown};
 use super::machine::{self, Machine};
 
 /// Programs without which there is no podman of this machine's.
-pub(crate) const PROGRAMS: &[&str] = &["podman", "newuidmap", "setfattr"];
+pub(crate) const PROGRAMS: &[&str] = &["podman", "newuidmap", "setfattr", "strace"];
 
 /// Whether there are these, and what it takes to run them.
 pub(crate) fn has_programs() -> bool {
