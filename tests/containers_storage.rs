@@ -15,6 +15,7 @@ mod support;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::time::Duration;
 
 use docker_fs::layer::whiteout::Prefix;
 use docker_fs::name::TreePath;
@@ -23,7 +24,7 @@ use docker_fs::view::{Node, Options, View};
 use serde_json::{Value, json};
 use support::storage::{StorageBuilder, StorageLayer, id_of};
 use support::store::sha256_hex;
-use support::{eventually, scratch};
+use support::{eventually, scratch, worked};
 use tempfile::TempDir;
 
 const STAT: &str = "user.containers.override_stat";
@@ -581,6 +582,66 @@ fn ten_thousand_of_each() {
     assert!(damage.iter().any(|why| why.contains("upon more than 500 layers")), "{}", damage.len());
     assert!(damage.iter().any(|why| why.ends_with("9900 more of its entries are wrong")), "{}", damage.len());
     assert_eq!(names(&view, "by-container"), ["web"]);
+}
+
+#[test]
+fn names_beyond_a_thousand_are_told() {
+    let (_dir, mut store) = scratch_store("overlay");
+    usual(&mut store);
+    let many: Vec<String> = (0..1_007).map(|number| format!("localhost/many:{number}")).collect();
+    store.images[0]["names"] = json!([["localhost/base:1".to_owned()].to_vec(), many].concat());
+    let view = view(&store);
+    assert_served(&view);
+    let id = store.images[0]["id"].as_str().unwrap();
+    let why = format!("image sha256:{id} has 8 names more than the first 1000, which alone are shown");
+    let told = view.damage();
+    assert_eq!(told.iter().map(|damage| damage.why.clone()).collect::<Vec<_>>(), [why]);
+    assert_eq!(told[0].images.iter().map(docker_fs::digest::ImageId::hex).collect::<Vec<_>>(), [id]);
+    assert_eq!(names(&view, "merged/localhost").len(), 1_001);
+}
+
+/// One file that is the config of many images, by hard links: it counts for each of them.
+#[test]
+fn documents_are_held_within_bounds_of_all_images() {
+    const IMAGES: usize = 200;
+    let (_dir, mut store) = scratch_store("overlay");
+    let [base, _] = usual(&mut store);
+    let step = json!({"created_by": "x".repeat(1_000)});
+    let diffs = json!({"type": "layers", "diff_ids": [format!("sha256:{}", base.diff)]});
+    let config = serde_json::to_vec(&json!({"rootfs": diffs, "history": vec![step; 1_000]})).unwrap();
+    let digest = sha256_hex(&config);
+    let manifest = serde_json::to_vec(&json!({"schemaVersion": 2, "config": {"digest": format!("sha256:{digest}")}}));
+    let manifest = manifest.unwrap();
+    for number in 0..IMAGES {
+        let id = id_of(&format!("made up {number}"));
+        store.image_entry(&id, &digest, &[&format!("localhost/many:{number}")], &config, &manifest, Some(&base));
+    }
+    let view = view(&store);
+    assert_served(&view);
+    assert_eq!(damage(&view), [""; 0]);
+    let is_told =
+        |number: &usize| read(&view, &format!("by-tag/localhost/many:{number}/history")).unwrap().contains('x');
+    let told = (0..IMAGES).filter(is_told).count();
+    assert!((60..=68).contains(&told), "{told} histories of a megabyte are held");
+    assert_eq!(names(&view, "merged/localhost/many:199"), ["base"]);
+}
+
+/// Four times as many damaged containers take some four times as long, and not sixteen times.
+#[test]
+fn much_damage_takes_no_longer_for_each() {
+    let time = |count: usize| {
+        let (_dir, mut store) = scratch_store("overlay");
+        usual(&mut store);
+        for number in 0..count {
+            let (id, layer) = (id_of(&format!("c{number}")), id_of(&format!("gone {number}")));
+            store.containers.push(json!({"id": id, "layer": layer}));
+        }
+        store.write();
+        let stores = store::open(store.root(), &store::Options { prefix: Some(Prefix::User), kind: None }).unwrap();
+        worked(|| drop(View::new(stores, &Options::default()).unwrap()))
+    };
+    let (few, many) = (time(1_500), time(6_000));
+    assert!(many < few * 9 + Duration::from_millis(300), "{few:?}, and {many:?} for four times as much");
 }
 
 #[test]

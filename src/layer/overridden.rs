@@ -183,6 +183,10 @@ fn kind_of(text: &str) -> Option<(Kind, DeviceNumber)> {
 impl LayerTree for OverriddenTree {
     fn stat(&self, path: &TreePath) -> Result<Option<Meta>> {
         let Some(stored) = self.stored.stat(path)? else { return Ok(None) };
+        if path.is_root() && !stored.is_dir() {
+            // Something else in the layer's place, which is for who asks for it to judge.
+            return Ok(Some(stored));
+        }
         match self.attribute()? {
             Some(attribute) => self.overridden(attribute, path, stored).map(Some),
             None => Ok(Some(stored)),

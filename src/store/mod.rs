@@ -414,10 +414,10 @@ pub struct Image {
     pub history: Vec<Step>,
     /// The size of the config in bytes.
     pub config_bytes: u64,
-    /// The size of the manifest in bytes; `None` where the store has none.
-    pub manifest_bytes: Option<u64>,
-    /// The size of the index in bytes; `None` where the store has none, or the image was not found by one.
-    pub index_bytes: Option<u64>,
+    /// The manifest; `None` where the store has none.
+    pub manifest: Option<Kept>,
+    /// The index; `None` where the store has none, or the image was not found by one.
+    pub index: Option<Kept>,
     /// When the image was stored here.
     pub stored: Timestamp,
     /// Whether the config could be read and is the right one.
@@ -426,6 +426,21 @@ pub struct Image {
     pub damage: Vec<String>,
     /// The state of the store's file that holds the config.
     pub stamp: Stamp,
+}
+
+/// A document that a store keeps of an image beside its config.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kept {
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// The state of its file, which tells it from another of the same image.
+    pub stamp: Stamp,
+}
+
+impl From<&Meta> for Kept {
+    fn from(meta: &Meta) -> Self {
+        Self { size_bytes: meta.size_bytes, stamp: Stamp::from(meta) }
+    }
 }
 
 /// A layer as an image names it.

@@ -1,7 +1,7 @@
 //! What reading a store takes, whichever it is: bounds, lists of IDs, states of files, damage made of errors, and work on
 //! many files at once.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{Catalogue, Damage, List, Stamp};
@@ -123,6 +123,28 @@ impl Damage {
             | Error::NotFound { .. }) => Self::of(root.shown(object), other.to_string()),
         };
         Ok(Self { is_unreadable, ..damage })
+    }
+}
+
+/// Adds damage to a catalogue's, each but once.
+#[derive(Debug)]
+pub(super) struct Told(HashSet<(String, String)>);
+
+impl Told {
+    /// What a catalogue tells already.
+    pub(super) fn of(catalogue: &Catalogue) -> Self {
+        Self(catalogue.damage.iter().map(Self::key).collect())
+    }
+
+    /// Tells this too, unless it is told.
+    pub(super) fn tell(&mut self, damage: Damage, catalogue: &mut Catalogue) {
+        if self.0.insert(Self::key(&damage)) {
+            catalogue.damage.push(damage);
+        }
+    }
+
+    fn key(damage: &Damage) -> (String, String) {
+        (damage.what.clone(), damage.why.clone())
     }
 }
 

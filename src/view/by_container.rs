@@ -178,7 +178,11 @@ impl ContainerDir {
             }
             Some(_) | None => None,
         };
-        self.shared.own_root(id, below.or(top))
+        match self.shared.own_root(id, below.or(top)) {
+            // As with a link in the directory's place, which `damage` tells.
+            Err(error) if !self.container.damage.is_empty() && !error.is_transient() => Err(self.damaged("")),
+            own => own,
+        }
     }
 
     fn layers(&self) -> Entry {

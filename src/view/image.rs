@@ -47,12 +47,12 @@ impl ImageDir {
                 Entry::text(Text::image_config(&self.shared, image.id, image.config_bytes, image.stored))
             }
             "manifest.json" => {
-                let manifest = |size| Text::image_manifest(&self.shared, image.id, size, image.stored);
-                return Ok(image.manifest_bytes.map(|size| Entry::text(manifest(size))));
+                let manifest = |kept| Text::image_manifest(&self.shared, image.id, kept, image.stored);
+                return Ok(image.manifest.map(|kept| Entry::text(manifest(kept))));
             }
             "index.json" => {
-                let index = |size| Text::image_index(&self.shared, image.id, size, image.stored);
-                return Ok(image.index_bytes.map(|size| Entry::text(index(size))));
+                let index = |kept| Text::image_index(&self.shared, image.id, kept, image.stored);
+                return Ok(image.index.map(|kept| Entry::text(index(kept))));
             }
             "history" if image.has_config => {
                 let records = self.layers.records().map(|record| record.map(Arc::as_ref));

@@ -6,6 +6,7 @@ use super::Shared;
 use crate::digest::ImageId;
 use crate::error::Result;
 use crate::meta::{Kind, Meta, Timestamp};
+use crate::store::{Kept, Stamp};
 
 const FOR_ALL: u16 = 0o444;
 const FOR_OWNER: u16 = 0o400;
@@ -28,9 +29,9 @@ enum Body {
     /// An image's config.
     ImageConfig(Arc<Shared>, ImageId),
     /// An image's manifest.
-    ImageManifest(Arc<Shared>, ImageId),
+    ImageManifest(Arc<Shared>, ImageId, Stamp),
     /// An image's index.
-    ImageIndex(Arc<Shared>, ImageId),
+    ImageIndex(Arc<Shared>, ImageId, Stamp),
 }
 
 impl Text {
@@ -59,14 +60,14 @@ impl Text {
         Self { body, permissions: FOR_OWNER, time, size_bytes, is_momentary: false }
     }
 
-    pub(super) fn image_manifest(shared: &Arc<Shared>, id: ImageId, size_bytes: u64, time: Timestamp) -> Self {
-        let body = Body::ImageManifest(Arc::clone(shared), id);
-        Self { body, permissions: FOR_OWNER, time, size_bytes, is_momentary: false }
+    pub(super) fn image_manifest(shared: &Arc<Shared>, id: ImageId, kept: Kept, time: Timestamp) -> Self {
+        let body = Body::ImageManifest(Arc::clone(shared), id, kept.stamp);
+        Self { body, permissions: FOR_OWNER, time, size_bytes: kept.size_bytes, is_momentary: false }
     }
 
-    pub(super) fn image_index(shared: &Arc<Shared>, id: ImageId, size_bytes: u64, time: Timestamp) -> Self {
-        let body = Body::ImageIndex(Arc::clone(shared), id);
-        Self { body, permissions: FOR_OWNER, time, size_bytes, is_momentary: false }
+    pub(super) fn image_index(shared: &Arc<Shared>, id: ImageId, kept: Kept, time: Timestamp) -> Self {
+        let body = Body::ImageIndex(Arc::clone(shared), id, kept.stamp);
+        Self { body, permissions: FOR_OWNER, time, size_bytes: kept.size_bytes, is_momentary: false }
     }
 
     /// Whether the name must be looked up again at each use.
@@ -80,7 +81,9 @@ impl Text {
             Body::Ready(bytes) => bytes.to_vec(),
             Body::ImageConfig(_, id) => id.to_string().into_bytes(),
             // An image can have several, of which the store tells one at a time.
-            Body::ImageManifest(_, id) | Body::ImageIndex(_, id) => format!("{id} {}", self.size_bytes).into_bytes(),
+            Body::ImageManifest(_, id, stamp) | Body::ImageIndex(_, id, stamp) => {
+                format!("{id} {stamp:?}").into_bytes()
+            }
         }
     }
 
@@ -92,8 +95,8 @@ impl Text {
         match &self.body {
             Body::Ready(bytes) => Ok(bytes.to_vec()),
             Body::ImageConfig(shared, id) => shared.store.config(id),
-            Body::ImageManifest(shared, id) => shared.store.manifest(id),
-            Body::ImageIndex(shared, id) => shared.store.index(id),
+            Body::ImageManifest(shared, id, _) => shared.store.manifest(id),
+            Body::ImageIndex(shared, id, _) => shared.store.index(id),
         }
     }
 

@@ -62,3 +62,15 @@ pub fn eventually(mut holds: impl FnMut() -> bool) -> bool {
 pub fn scratch(prefix: &str) -> TempDir {
     tempfile::Builder::new().prefix(prefix).tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("make a scratch directory")
 }
+
+/// How long this thread had a CPU for some work. Other threads, and who else uses the machine, count for nothing.
+pub fn worked(work: impl FnOnce()) -> Duration {
+    // The first of its figures, in nanoseconds (the kernel's sched-stats.rst).
+    let now = || {
+        let figures = std::fs::read_to_string("/proc/thread-self/schedstat").expect("read schedstat");
+        Duration::from_nanos(figures.split(' ').next().and_then(|time| time.parse().ok()).expect("a time"))
+    };
+    let before = now();
+    work();
+    now().checked_sub(before).expect("time that goes on")
+}

@@ -20,7 +20,7 @@ use crate::meta::Timestamp;
 use crate::name::TreePath;
 use crate::root::Root;
 use crate::store::docker::containers::{self as docker, Containers};
-use crate::store::reading::{sound_ids, unread};
+use crate::store::reading::{Told, sound_ids, unread};
 use crate::store::{Catalogue, Container, Damage, List};
 
 /// Docker's namespace.
@@ -90,8 +90,9 @@ pub(super) fn read(
     let ids = ids(drafts.values());
     let mut configs = Configs::new();
     let mut named: BTreeSet<String> = BTreeSet::new();
+    let mut told = Told::of(catalogue);
     for (draft, id) in drafts.into_values().zip(ids) {
-        let Some(container) = finish(&draft, id, layout, is_whole, catalogue)? else { continue };
+        let Some(container) = finish(&draft, id, layout, is_whole, &mut told, catalogue)? else { continue };
         // Namespaces may have containers of one name.
         let name = match named.insert(draft.name.clone()) {
             true => draft.name,
@@ -224,6 +225,7 @@ fn finish(
     id: ContainerId,
     layout: &Layout<'_>,
     is_whole: IsWhole<'_>,
+    told: &mut Told,
     catalogue: &mut Catalogue,
 ) -> Result<Option<Container>> {
     let mut container = Container {
@@ -246,9 +248,7 @@ fn finish(
     }
     container.damage = wrong.iter().map(ToString::to_string).collect();
     for damage in wrong {
-        if !catalogue.damage.contains(&damage) {
-            catalogue.damage.push(damage);
-        }
+        told.tell(damage, catalogue);
     }
     if let Some(top) = container.parent
         && !container.changes.as_ref().is_some_and(is_whole)

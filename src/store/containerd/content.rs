@@ -20,8 +20,8 @@ use crate::error::{Error, Result};
 use crate::meta::Meta;
 use crate::name::TreePath;
 use crate::root::Root;
-use crate::store::Stamp;
 use crate::store::reading::{JSON_MAX, path};
+use crate::store::{Kept, Stamp};
 
 pub(super) const FOLDER: &str = "io.containerd.content.v1.content";
 pub(super) const BLOBS: &str = "blobs/sha256";
@@ -48,8 +48,7 @@ pub(super) struct Content {
 /// A document that was read, and the state of its file.
 #[derive(Debug, Clone)]
 struct Known {
-    stamp: Stamp,
-    size_bytes: u64,
+    kept: Kept,
     document: Arc<Document>,
 }
 
@@ -57,22 +56,41 @@ struct Known {
 #[derive(Debug)]
 pub(super) enum Document {
     /// Manifests and indexes of several platforms, in order; and how many more than are looked at.
-    Index { entries: Vec<Descriptor>, left_out: usize },
+    Index { entries: Vec<Listed>, left_out: usize },
     /// An image's config and layers.
     Manifest { config: ImageId },
     /// A manifest of something that is no image.
     Artifact,
 }
 
+/// A document as an index names it: no more of its text is held than is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Listed {
+    /// `None` where it has no SHA-256 digest.
+    pub(super) digest: Option<ManifestDigest>,
+    pub(super) named: Named,
+    /// Whether it is for this machine, where the index says what it is for.
+    pub(super) is_this_machines: Option<bool>,
+}
+
+/// What a document is named as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Named {
+    Index,
+    Manifest,
+    /// Of no media type that is known here.
+    Other,
+}
+
 /// A document as another names it.
 #[derive(Debug, Deserialize)]
-pub(super) struct Descriptor {
+struct Descriptor {
     #[serde(rename = "mediaType", default)]
-    pub(super) media_type: Option<String>,
+    media_type: Option<String>,
     #[serde(default)]
-    pub(super) digest: Option<String>,
+    digest: Option<String>,
     #[serde(default)]
-    pub(super) platform: Option<Platform>,
+    platform: Option<Platform>,
     #[serde(default)]
     annotations: Option<Annotations>,
 }
@@ -81,9 +99,9 @@ pub(super) struct Descriptor {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub(super) struct Platform {
     #[serde(default)]
-    pub(super) os: Option<String>,
+    os: Option<String>,
     #[serde(default)]
-    pub(super) architecture: Option<String>,
+    architecture: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -106,10 +124,10 @@ struct Written {
     fs_layers: Option<IgnoredAny>,
 }
 
-/// At most [`ENTRIES_MAX`] entries of an index, and how many more there are.
+/// At most [`ENTRIES_MAX`] entries of an index that may be images, and how many more there are.
 #[derive(Default)]
 struct Entries {
-    kept: Vec<Descriptor>,
+    kept: Vec<Listed>,
     left_out: usize,
 }
 
@@ -131,9 +149,9 @@ impl<'de> Visitor<'de> for EntriesVisitor {
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<Entries, A::Error> {
         let mut found = Entries::default();
         while found.kept.len() < ENTRIES_MAX
-            && let Some(entry) = list.next_element()?
+            && let Some(entry) = list.next_element::<Descriptor>()?
         {
-            found.kept.push(entry);
+            found.kept.extend(entry.listed());
         }
         while list.next_element::<IgnoredAny>()?.is_some() {
             found.left_out = found.left_out.saturating_add(1);
@@ -142,9 +160,37 @@ impl<'de> Visitor<'de> for EntriesVisitor {
     }
 }
 
+impl Named {
+    pub(super) fn of(media_type: &str) -> Self {
+        match (INDEXES.contains(&media_type), MANIFESTS.contains(&media_type)) {
+            (true, _) => Self::Index,
+            (_, true) => Self::Manifest,
+            (false, false) => Self::Other,
+        }
+    }
+
+    /// Whether a document that is an index, or else a manifest, may be named so.
+    fn fits(self, is_index: bool) -> bool {
+        match self {
+            Self::Index => is_index,
+            Self::Manifest => !is_index,
+            Self::Other => true,
+        }
+    }
+}
+
 impl Descriptor {
+    /// What is held of it; `None` where it names no image.
+    fn listed(&self) -> Option<Listed> {
+        (!self.is_attestation()).then(|| Listed {
+            digest: self.digest.as_deref().and_then(|digest| digest.parse().ok()),
+            named: Named::of(self.media_type.as_deref().unwrap_or_default()),
+            is_this_machines: self.platform.as_ref().map(Platform::is_this),
+        })
+    }
+
     /// Whether it names no image, but what is said of one.
-    pub(super) fn is_attestation(&self) -> bool {
+    fn is_attestation(&self) -> bool {
         let reference_type = self.annotations.as_ref().and_then(|annotations| annotations.reference_type.as_deref());
         let is_unknown = |part: &Option<String>| part.as_deref() == Some("unknown");
         let is_nowhere = self.platform.as_ref().is_some_and(|it| is_unknown(&it.os) && is_unknown(&it.architecture));
@@ -191,52 +237,41 @@ impl Content {
         Ok(Some((bytes, meta)))
     }
 
-    /// A manifest or an index; `None` where it is not here. `media_type` is what it was named as.
+    /// A manifest or an index; `None` where it is not here.
     ///
     /// # Errors
     /// [`Error::Damaged`] where it is neither; [`Error::Io`].
-    pub(super) fn document(&self, digest: &ManifestDigest, media_type: Option<&str>) -> Result<Option<Arc<Document>>> {
+    pub(super) fn document(&self, digest: &ManifestDigest, named: Named) -> Result<Option<Arc<Document>>> {
         let file = blob_of(&digest.hex());
         let Some(found) = self.root.stat(&file)? else { return Ok(None) };
         let known = self.known.lock().get(digest).cloned();
-        let document = match known.filter(|known| known.stamp == Stamp::from(&found)) {
+        let document = match known.filter(|known| known.kept.stamp == Stamp::from(&found)) {
             Some(known) => known.document,
             None => {
                 let Some((bytes, meta)) = self.read(&digest.hex())? else { return Ok(None) };
                 let document = parse(&bytes).map_err(|why| Error::damaged(self.root.shown(&file), why))?;
-                let (stamp, document) = (Stamp::from(&meta), Arc::new(document));
-                self.known
-                    .lock()
-                    .insert(*digest, Known { stamp, size_bytes: meta.size_bytes, document: Arc::clone(&document) });
+                let document = Arc::new(document);
+                self.known.lock().insert(*digest, Known { kept: Kept::from(&meta), document: Arc::clone(&document) });
                 document
             }
         };
         let is_index = matches!(*document, Document::Index { .. });
-        let named_index = media_type.and_then(kind_of);
-        if named_index.is_some_and(|named| named != is_index) {
-            let why = format!("it is named as {:?}, which it is not", media_type.unwrap_or_default());
+        if !named.fits(is_index) {
+            let (one, other) = if is_index { ("a manifest", "an index") } else { ("an index", "a manifest") };
+            let why = format!("it is named as {one}, and is {other}");
             return Err(Error::damaged(self.root.shown(&file), why));
         }
         Ok(Some(document))
     }
 
-    /// The size of a document that was read, in bytes.
-    pub(super) fn size_bytes(&self, digest: &ManifestDigest) -> Option<u64> {
-        self.known.lock().get(digest).map(|known| known.size_bytes)
+    /// A document that was read.
+    pub(super) fn kept(&self, digest: &ManifestDigest) -> Option<Kept> {
+        self.known.lock().get(digest).map(|known| known.kept)
     }
 
     /// Forgets the documents that are not among these, or all where everything is to be read again.
     pub(super) fn keep(&self, wanted: impl Fn(&ManifestDigest) -> bool) {
         self.known.lock().retain(|digest, _| wanted(digest));
-    }
-}
-
-/// Whether a media type is an index's, or a manifest's; `None` for others.
-fn kind_of(media_type: &str) -> Option<bool> {
-    match (INDEXES.contains(&media_type), MANIFESTS.contains(&media_type)) {
-        (true, _) => Some(true),
-        (_, true) => Some(false),
-        (false, false) => None,
     }
 }
 
@@ -249,7 +284,7 @@ fn parse(bytes: &[u8]) -> std::result::Result<Document, String> {
     }
     let is_index = written.manifests.is_some();
     let media_type = written.media_type.unwrap_or_default();
-    if kind_of(&media_type).is_some_and(|named| named != is_index) {
+    if !Named::of(&media_type).fits(is_index) {
         return Err(format!("it calls itself {media_type:?}, which it is not"));
     }
     if let Some(Entries { kept, left_out }) = written.manifests {

@@ -8,7 +8,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::content::{Content, Descriptor, Document, ENTRIES_MAX, Platform, blob_of};
+use super::content::{Content, Document, ENTRIES_MAX, Listed, Named, Platform, blob_of};
 use super::records::{ImageRecord, Records};
 use crate::digest::{CacheId, ChainId, ImageId, ManifestDigest};
 use crate::error::{Error, Result};
@@ -30,7 +30,11 @@ const DANGLING: &str = "moby-dangling@";
 pub(super) struct Drafts {
     drafts: BTreeMap<ImageId, Draft>,
     targets: BTreeMap<Target, Outcome>,
+    platforms: Platforms,
 }
+
+/// Of which configs it was found out whether they are for this machine: an index can name one a thousand times.
+type Platforms = BTreeMap<ImageId, bool>;
 
 /// An image's config, and what is wrong with it.
 #[derive(Debug)]
@@ -43,7 +47,7 @@ struct Draft {
 pub(super) type IsWhole<'a> = &'a dyn Fn(&CacheId) -> bool;
 
 /// What a name stands for: a document, and what the name says that it is.
-type Target = (ManifestDigest, String);
+type Target = (ManifestDigest, Named);
 
 /// What a target leads to.
 #[derive(Debug, Default)]
@@ -96,8 +100,10 @@ impl Drafts {
             if drafts.targets.contains_key(&target) {
                 continue;
             }
-            let mut walk = Walk { content, outcome: Outcome::default(), seen: BTreeSet::new(), left: ENTRIES_MAX };
-            walk.visit(&target.0, &target.1, None, 0)?;
+            let platforms = &mut drafts.platforms;
+            let outcome = Outcome::default();
+            let mut walk = Walk { content, outcome, seen: BTreeSet::new(), left: ENTRIES_MAX, platforms };
+            walk.visit(&target.0, target.1, None, 0)?;
             let Walk { mut outcome, seen, .. } = walk;
             documents.extend(seen);
             for candidate in &mut outcome.found {
@@ -224,9 +230,9 @@ impl Drafts {
             let standing = if names.named.contains_key(&id) { Standing::Referenced } else { Standing::Dangling };
             let sentences: Vec<String> = wrong.iter().map(sentence).collect();
             let documents = index.documents.get(&id);
-            let manifest_bytes = documents.and_then(|known| content.size_bytes(&known.manifest));
-            let index_bytes = documents.and_then(|known| content.size_bytes(known.index.as_ref()?));
-            let told = Image { standing, damage: sentences, manifest_bytes, index_bytes, ..Image::clone(&image) };
+            let manifest = documents.and_then(|known| content.kept(&known.manifest));
+            let index = documents.and_then(|known| content.kept(known.index.as_ref()?));
+            let told = Image { standing, damage: sentences, manifest, index, ..Image::clone(&image) };
             catalogue.images.insert(id, if told == *image { image } else { Arc::new(told) });
             damage.extend(wrong.into_iter().map(|wrong| (wrong, id)));
         }
@@ -241,7 +247,7 @@ impl Documents {
 }
 
 fn target_of(record: &ImageRecord) -> Option<Target> {
-    Some((record.digest.parse().ok()?, record.media_type.clone()))
+    Some((record.digest.parse().ok()?, Named::of(&record.media_type)))
 }
 
 /// A name as messages have it.
@@ -261,21 +267,22 @@ struct Walk<'a> {
     /// What was looked at, as an index may name a document twice.
     seen: BTreeSet<ManifestDigest>,
     left: usize,
+    platforms: &'a mut Platforms,
 }
 
 impl Walk<'_> {
     fn visit(
         &mut self,
         digest: &ManifestDigest,
-        media_type: &str,
-        platform: Option<&Platform>,
+        named: Named,
+        is_this_machines: Option<bool>,
         depth: usize,
     ) -> Result<()> {
         if !self.seen.insert(*digest) {
             return Ok(());
         }
         let file = blob_of(&digest.hex());
-        let document = match self.content.document(digest, Some(media_type)) {
+        let document = match self.content.document(digest, named) {
             Ok(Some(document)) => document,
             // Of a target the document must be here; those of other platforms seldom are.
             Ok(None) if depth > 0 => return Ok(()),
@@ -288,10 +295,7 @@ impl Walk<'_> {
                 self.entries(&file, entries, *left_out, depth)
             }
             Document::Manifest { config } => {
-                let is_this_machines = match platform {
-                    Some(platform) => platform.is_this(),
-                    None => depth == 0 || self.platform_of(config).is_some_and(|platform| platform.is_this()),
-                };
+                let is_this_machines = is_this_machines.unwrap_or_else(|| depth == 0 || self.is_this_machines(config));
                 self.outcome.found.push(Candidate { id: *config, manifest: *digest, is_this_machines });
                 Ok(())
             }
@@ -305,7 +309,7 @@ impl Walk<'_> {
     fn entries(
         &mut self,
         file: &crate::name::TreePath,
-        entries: &[Descriptor],
+        entries: &[Listed],
         left_out: usize,
         depth: usize,
     ) -> Result<()> {
@@ -313,19 +317,17 @@ impl Walk<'_> {
         if depth >= DEPTH_MAX {
             return self.wrong(file, wrong(format!("an index in more than {DEPTH_MAX} others")));
         }
-        let entries: Vec<&Descriptor> = entries.iter().filter(|entry| !entry.is_attestation()).collect();
         if left_out > 0 || entries.len() > self.left {
             self.wrong(file, wrong(format!("with the indexes in it, it has more than {ENTRIES_MAX} entries")))?;
         }
         for entry in entries {
             let Some(left) = self.left.checked_sub(1) else { break };
             self.left = left;
-            match entry.digest.as_deref().unwrap_or_default().parse() {
-                Ok(digest) => {
-                    let media_type = entry.media_type.as_deref().unwrap_or_default();
-                    self.visit(&digest, media_type, entry.platform.as_ref(), depth.saturating_add(1))?;
+            match entry.digest {
+                Some(digest) => {
+                    self.visit(&digest, entry.named, entry.is_this_machines, depth.saturating_add(1))?;
                 }
-                Err(_) => {
+                None => {
                     let error = Error::damaged(self.content.root.shown(file), "an entry has no SHA-256 digest");
                     self.wrong(file, error)?;
                 }
@@ -342,10 +344,13 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// What a config says that it runs on.
-    fn platform_of(&self, config: &ImageId) -> Option<Platform> {
-        let (config, _) = self.content.read(&config.hex()).ok().flatten()?;
-        serde_json::from_slice(&config).ok()
+    /// Whether a config says that it runs on this machine.
+    fn is_this_machines(&mut self, config: &ImageId) -> bool {
+        let read = || {
+            let (config, _) = self.content.read(&config.hex()).ok().flatten()?;
+            serde_json::from_slice::<Platform>(&config).ok()
+        };
+        *self.platforms.entry(*config).or_insert_with(|| read().is_some_and(|platform| platform.is_this()))
     }
 }
 
@@ -357,8 +362,8 @@ fn empty(id: ImageId, stored: Timestamp) -> Image {
         layers: Vec::new(),
         history: Vec::new(),
         config_bytes: 0,
-        manifest_bytes: None,
-        index_bytes: None,
+        manifest: None,
+        index: None,
         stored,
         has_config: false,
         damage: Vec::new(),

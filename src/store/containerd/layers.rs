@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::meta::Meta;
 use crate::name::TreePath;
-use crate::store::reading::{in_parallel, unread};
+use crate::store::reading::{Told, in_parallel, unread};
 use crate::store::{Catalogue, Damage, ImageLayer, LAYERS_MAX, LayerRecord, Layering, List, Stamp};
 
 /// What is read of something that may be damaged.
@@ -176,12 +176,12 @@ impl<'a> Layout<'a> {
             let found = Damage::of(format!("layer {chain}"), why);
             (record.damage, *damage) = (Some(found.to_string()), Some(found));
         }
-        let mut told = BTreeSet::new();
+        // A database that cannot be read is told already.
+        let mut told = Told::of(catalogue);
         for (chain, (record, damage)) in layers {
-            // A database that cannot be read is told already.
-            let is_new = |damage: &Damage| told.insert(damage.to_string()) && !catalogue.damage.contains(damage);
-            let damage = damage.filter(is_new);
-            catalogue.damage.extend(damage);
+            if let Some(damage) = damage {
+                told.tell(damage, catalogue);
+            }
             catalogue.layers.insert(chain, Arc::new(record));
         }
         Ok(())
@@ -331,22 +331,23 @@ fn named_layers<'i>(
 
 /// The layers below which the way does not end. Of a layer that no image names, nothing but its key says what is below.
 fn circular(layers: &BTreeMap<ChainId, (LayerRecord, Option<Damage>)>) -> Vec<ChainId> {
-    let mut ends: BTreeSet<ChainId> = BTreeSet::new();
-    let mut circular = Vec::new();
+    // Whether the way from each ends; of what is on the way that is being walked it is not known yet.
+    let mut ends: HashMap<ChainId, Option<bool>> = HashMap::with_capacity(layers.len());
     for start in layers.keys() {
         let mut way = Vec::new();
         let mut next = Some(*start);
-        while let Some(chain) = next.filter(|chain| !ends.contains(chain) && way.len() <= LAYERS_MAX) {
-            if way.contains(&chain) {
-                circular.push(*start);
-                break;
+        let does_end = loop {
+            let Some(chain) = next else { break true };
+            match ends.get(&chain) {
+                Some(Some(does_end)) => break *does_end,
+                Some(None) => break false,
+                None => {}
             }
+            ends.insert(chain, None);
             way.push(chain);
             next = layers.get(&chain).and_then(|(record, _)| record.parent);
-        }
-        if circular.last() != Some(start) {
-            ends.extend(way);
-        }
+        };
+        ends.extend(way.into_iter().map(|chain| (chain, Some(does_end))));
     }
-    circular
+    layers.keys().filter(|chain| ends.get(*chain) == Some(&Some(false))).copied().collect()
 }

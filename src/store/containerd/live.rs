@@ -68,9 +68,11 @@ impl Live {
     /// # Errors
     /// Transient ones.
     pub(super) fn stamps(&self) -> Result<[Stamp; 2]> {
-        let state = self.find().and_then(|((inode, _), database)| Ok((inode, database.transaction()?)));
+        let state = self.find().and_then(|(identity, database)| Ok((identity, database.transaction()?)));
         match state {
-            Ok((inode, transaction)) => Ok([Stamp::of_changes(inode), Stamp::of_changes(transaction)]),
+            Ok(((inode, created), transaction)) => {
+                Ok([Stamp { inode, changed: Timestamp::default(), modified: created }, Stamp::of_changes(transaction)])
+            }
             Err(error) if error.is_transient() => Err(error),
             Err(_) => Ok([Stamp::default(); 2]),
         }

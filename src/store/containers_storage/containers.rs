@@ -7,6 +7,7 @@ use super::layers::{self, Keys};
 use super::lists::ListedContainer;
 use crate::digest::StorageLayerId;
 use crate::meta::Meta;
+use crate::store::reading::Told;
 use crate::store::{Catalogue, Container, Damage};
 
 /// The longest name that is shown, in bytes.
@@ -29,6 +30,7 @@ pub(super) struct Reader<'a> {
 impl Reader<'_> {
     /// Reads all containers into a catalogue that has layers and images; `list` is the state of their list.
     pub(super) fn read(&self, listed: &[ListedContainer], list: Option<&Meta>, catalogue: &mut Catalogue) {
+        let mut told = Told::of(catalogue);
         for entry in listed {
             let mut container = Container {
                 id: entry.id,
@@ -47,10 +49,7 @@ impl Reader<'_> {
             };
             if let Some(wrong) = wrong {
                 container.damage.push(wrong.to_string());
-                let is_same = |known: &Damage| (&known.what, &known.why) == (&wrong.what, &wrong.why);
-                if !catalogue.damage.iter().any(is_same) {
-                    catalogue.damage.push(wrong);
-                }
+                told.tell(wrong, catalogue);
             } else if let Some(top) = container.parent.filter(|_| self.is_union)
                 && let Err(error) = catalogue.stack(&top)
             {

@@ -69,12 +69,11 @@ struct Descriptor {
 }
 
 /// An image that a list names.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Instance {
     pub(super) digest: ManifestDigest,
-    /// As Go names them; empty where the list does not say.
-    pub(super) os: String,
-    pub(super) architecture: String,
+    /// Whether it is for this machine's platform.
+    is_own: bool,
 }
 
 #[derive(Debug, Default)]
@@ -117,9 +116,8 @@ impl<'de> Visitor<'de> for InstancesVisitor {
             && let Some(entry) = list.next_element::<InstanceEntry>()?
         {
             let Some(digest) = entry.digest.and_then(|digest| digest.parse().ok()) else { continue };
-            let (os, architecture) = entry.platform.map(|p| (p.os, p.architecture)).unwrap_or_default();
-            let (os, architecture) = (os.unwrap_or_default(), architecture.unwrap_or_default());
-            instances.push(Instance { digest, os, architecture });
+            let is_own = entry.platform.is_some_and(|platform| platform.is_own());
+            instances.push(Instance { digest, is_own });
         }
         while list.next_element::<IgnoredAny>()?.is_some() {}
         Ok(Instances(instances))
@@ -153,8 +151,14 @@ impl Manifest {
     /// The images of a list, those for this machine's platform first.
     pub(super) fn instances(&self) -> Vec<&Instance> {
         let all = || self.manifests.iter().flat_map(|Instances(all)| all);
-        let is_own = |instance: &&Instance| instance.os == "linux" && instance.architecture == architecture();
+        let is_own = |instance: &&Instance| instance.is_own;
         all().filter(is_own).chain(all().filter(|instance| !is_own(instance))).collect()
+    }
+}
+
+impl Platform {
+    fn is_own(&self) -> bool {
+        self.os.as_deref() == Some("linux") && self.architecture.as_deref() == Some(architecture())
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::documents::{DOCUMENT_MAX, Instance, MANIFEST, Manifest, file_names, manifest_key};
 use super::layers::{self, Keys};
@@ -15,7 +16,7 @@ use crate::root::Root;
 use crate::store::config::Config;
 use crate::store::looks::{Print, stamp};
 use crate::store::reading::{blame, in_parallel, path};
-use crate::store::{Catalogue, Damage, Image, ImageLayer, Layering, Stamp, Standing, Step};
+use crate::store::{Catalogue, Damage, Image, ImageLayer, Kept, Layering, Stamp, Standing, Step};
 
 /// As many wrong names are told one by one.
 const WRONG_MAX: usize = 100;
@@ -24,10 +25,8 @@ const WRONG_MAX: usize = 100;
 #[derive(Debug)]
 pub(super) struct Loaded<'a> {
     listed: &'a ListedImage,
-    manifest_bytes: Option<u64>,
+    manifest: Option<Kept>,
     is: Is,
-    /// What it is made of as the list of layers says, bottom first, or why that cannot be told.
-    stack: std::result::Result<Vec<StorageLayerId>, String>,
 }
 
 /// What a listed image is.
@@ -43,12 +42,51 @@ enum Is {
 #[derive(Debug)]
 struct Found {
     history: Vec<Step>,
-    /// The layers as the config names them, bottom first, or why that cannot be told.
-    layers: std::result::Result<Vec<ImageLayer>, String>,
+    /// What it is made of, or why that cannot be told.
+    layers: std::result::Result<Made, Wrong>,
     file: TreePath,
     bytes: u64,
     stored: Timestamp,
     stamp: Stamp,
+}
+
+/// What an image is made of, bottom first: as the list of layers says it, and as the config names it.
+#[derive(Debug)]
+struct Made {
+    stack: Vec<StorageLayerId>,
+    named: Vec<ImageLayer>,
+}
+
+/// Where it stands that it cannot be told what an image is made of, and why.
+#[derive(Debug)]
+enum Wrong {
+    InConfig(String),
+    InLayers(String),
+}
+
+/// How much of all images together is still held. One file can be the document of as many images as the list has, by
+/// hard links, so that the sizes of the files bound nothing.
+#[derive(Debug)]
+struct Bounds {
+    layers: AtomicUsize,
+    steps_text_bytes: AtomicUsize,
+    instances: AtomicUsize,
+}
+
+impl Bounds {
+    /// Ten times what the largest hosts have.
+    fn new() -> Self {
+        Self {
+            layers: AtomicUsize::new(1_000_000),
+            steps_text_bytes: AtomicUsize::new(64 << 20),
+            instances: AtomicUsize::new(500_000),
+        }
+    }
+
+    /// Takes so much; tells whether there was enough.
+    fn take(left: &AtomicUsize, count: usize) -> bool {
+        left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(count)).is_ok()
+    }
 }
 
 /// The file of one of an image's documents, where there is one.
@@ -150,9 +188,10 @@ pub(super) fn load<'a>(
     layers: &layers::Listed,
     known: Option<&Catalogue>,
 ) -> Result<Vec<Loaded<'a>>> {
+    let bounds = Bounds::new();
     let load = |image: &'a ListedImage| {
         let known = known.and_then(|known| known.images.get(&image.id));
-        let is = match what_is(root, image, known.map(Arc::as_ref)) {
+        let is = match what_is(root, image, layers, &bounds, known.map(Arc::as_ref)) {
             Ok(Some(is)) => is,
             Ok(None) => return Ok(None),
             Err(error) => Is::Damaged(Damage::from_error(root, &path(&image.id.hex()), error)?),
@@ -162,24 +201,40 @@ pub(super) fn load<'a>(
             Err(error) if error.is_transient() => return Err(error),
             found => found.ok().flatten().filter(|(_, meta)| meta.kind == Kind::Regular),
         };
-        let stack = image.layer.map_or(Ok(Vec::new()), |top| layers::stack(layers, top));
-        Ok(Some(Loaded { listed: image, manifest_bytes: manifest.map(|(_, meta)| meta.size_bytes), is, stack }))
+        Ok(Some(Loaded { listed: image, manifest: manifest.map(|(_, meta)| Kept::from(&meta)), is }))
     };
     let places: Vec<&'a ListedImage> = listed.iter().collect();
     in_parallel(&places, |image| load(image)).into_iter().filter_map(Result::transpose).collect()
 }
 
 /// What a listed image is; `None` for one that is being made.
-fn what_is(root: &Root, image: &ListedImage, known: Option<&Image>) -> Result<Option<Is>> {
+fn what_is(
+    root: &Root,
+    image: &ListedImage,
+    layers: &layers::Listed,
+    bounds: &Bounds,
+    known: Option<&Image>,
+) -> Result<Option<Is>> {
     if let Some((file, meta, digest)) = find_config(root, &image.id)? {
-        return found(root, file, &meta, &digest, known).map(|found| Some(Is::Image(found)));
+        let (mut history, named) = read_config(root, &file, &meta, &digest, known)?;
+        let text_bytes = history.iter().map(|step| step.created.len().saturating_add(step.created_by.len())).sum();
+        if !Bounds::take(&bounds.steps_text_bytes, text_bytes) {
+            history = Vec::new();
+        }
+        let layers = named.map_err(Wrong::InConfig).and_then(|named| made(image, named, layers, bounds));
+        let (bytes, stored, stamp) = (meta.size_bytes, meta.modified, Stamp::from(&meta));
+        return Ok(Some(Is::Image(Found { history, layers, file, bytes, stored, stamp })));
     }
     let manifest = find_manifest(root, image)?;
     if let Some((file, meta)) = &manifest {
         let wrong = |why| Error::damaged(root.shown(file), why);
         let manifest = Manifest::parse(&read(root, file)?).map_err(wrong)?;
         if manifest.is_list() {
-            return Ok(Some(Is::List(manifest.instances().into_iter().cloned().collect(), *meta)));
+            let instances: Vec<Instance> = manifest.instances().into_iter().cloned().collect();
+            if !Bounds::take(&bounds.instances, instances.len()) {
+                return Err(wrong("with those before it, it names more images than are looked at".to_owned()));
+            }
+            return Ok(Some(Is::List(instances, *meta)));
         }
     }
     let key = image.id.to_string();
@@ -192,29 +247,48 @@ fn what_is(root: &Root, image: &ListedImage, known: Option<&Image>) -> Result<Op
     Err(Error::damaged(root.shown(&file), "missing"))
 }
 
-fn found(root: &Root, file: TreePath, meta: &Meta, digest: &ImageId, known: Option<&Image>) -> Result<Found> {
-    let stamp = Stamp::from(meta);
-    let (bytes, stored) = (meta.size_bytes, meta.modified);
+/// What an image is made of, where list and config agree in how many layers there are.
+fn made(
+    image: &ListedImage,
+    named: Vec<ImageLayer>,
+    layers: &layers::Listed,
+    bounds: &Bounds,
+) -> std::result::Result<Made, Wrong> {
+    let stack = image.layer.map_or(Ok(Vec::new()), |top| layers::stack(layers, top)).map_err(Wrong::InLayers)?;
+    if named.len() != stack.len() {
+        let why = format!("it names {} layers, but the store has {} for it", named.len(), stack.len());
+        return Err(Wrong::InConfig(why));
+    }
+    if !Bounds::take(&bounds.layers, stack.len()) {
+        let why = "with the images before it, it has more layers than are looked at".to_owned();
+        return Err(Wrong::InConfig(why));
+    }
+    Ok(Made { stack, named })
+}
+
+/// The build steps in a config, and the layers that it names.
+type Told = (Vec<Step>, std::result::Result<Vec<ImageLayer>, String>);
+
+fn read_config(root: &Root, file: &TreePath, meta: &Meta, digest: &ImageId, known: Option<&Image>) -> Result<Told> {
     // Content cannot change under an ID.
-    if let Some(known) = known.filter(|known| known.stamp == stamp && known.has_config && known.damage.is_empty()) {
+    let is_same = |known: &&Image| known.stamp == Stamp::from(meta) && known.has_config && known.damage.is_empty();
+    if let Some(known) = known.filter(is_same) {
         let mut layers: Vec<ImageLayer> = Vec::with_capacity(known.layers.len());
         for diff in known.layers.iter().filter_map(|layer| layer.diff) {
             layers.push(ImageLayer::upon(layers.last(), diff));
         }
-        return Ok(Found { history: known.history.clone(), layers: Ok(layers), file, bytes, stored, stamp });
+        return Ok((known.history.clone(), Ok(layers)));
     }
-    let config = verified(root, &file, digest)?;
-    let config = Config::parse(&config).map_err(|why| Error::damaged(root.shown(&file), why))?;
-    Ok(Found { history: config.history, layers: config.layers, file, bytes, stored, stamp })
+    let config = verified(root, file, digest)?;
+    let config = Config::parse(&config).map_err(|why| Error::damaged(root.shown(file), why))?;
+    Ok((config.history, config.layers))
 }
 
 /// What the configs say of the layers that images are made of, where both are of one number.
 pub(super) fn claims<'a>(loaded: &'a [Loaded<'_>]) -> impl Iterator<Item = (&'a [StorageLayerId], &'a [ImageLayer])> {
-    loaded.iter().filter_map(|image| match (&image.is, &image.stack) {
-        (Is::Image(Found { layers: Ok(layers), .. }), Ok(stack)) if layers.len() == stack.len() => {
-            Some((stack.as_slice(), layers.as_slice()))
-        }
-        (Is::Image(_) | Is::List(..) | Is::Damaged(_), _) => None,
+    loaded.iter().filter_map(|image| match &image.is {
+        Is::Image(Found { layers: Ok(Made { stack, named }), .. }) => Some((stack.as_slice(), named.as_slice())),
+        Is::Image(_) | Is::List(..) | Is::Damaged(_) => None,
     })
 }
 
@@ -237,7 +311,7 @@ impl Reader<'_> {
         let stored: HashSet<ImageId> = loaded.iter().map(|image| image.listed.id).collect();
         let instances = instances(&loaded);
         let references = self.references(&loaded, &instances, catalogue);
-        let standings = Standings::of(&loaded, &references);
+        let standings = Standings::of(&loaded, self.layers, &references);
         let mut damage = Vec::new();
         for image in loaded {
             let id = image.listed.id;
@@ -258,8 +332,8 @@ impl Reader<'_> {
             layers: Vec::new(),
             history: Vec::new(),
             config_bytes: 0,
-            manifest_bytes: loaded.manifest_bytes,
-            index_bytes: None,
+            manifest: loaded.manifest,
+            index: None,
             stored: Timestamp::default(),
             has_config: false,
             damage: Vec::new(),
@@ -267,7 +341,7 @@ impl Reader<'_> {
         };
         let mut wrong = Vec::new();
         match loaded.is {
-            Is::Image(found) => wrong = self.fill(&mut image, found, loaded.stack),
+            Is::Image(found) => wrong = self.fill(&mut image, found),
             Is::List(list, meta) => {
                 image.stored = meta.modified;
                 image.stamp = Stamp::from(&meta);
@@ -281,32 +355,23 @@ impl Reader<'_> {
             Is::Damaged(damage) => wrong.push(damage),
         }
         image.damage.extend(wrong.iter().map(ToString::to_string));
-        // An image is as its layers are, whatever its config says of them.
+        // An image is as its layers are, whatever its config says of them, and whatever it is called.
         wrong.extend(self.contradiction(&image));
+        wrong.extend(self.too_many_names(loaded.listed));
         (image, wrong)
     }
 
-    fn fill(
-        &self,
-        image: &mut Image,
-        found: Found,
-        stack: std::result::Result<Vec<StorageLayerId>, String>,
-    ) -> Vec<Damage> {
+    fn fill(&self, image: &mut Image, found: Found) -> Vec<Damage> {
         image.has_config = true;
         image.history = found.history;
         (image.config_bytes, image.stored, image.stamp) = (found.bytes, found.stored, found.stamp);
-        let in_config = |why: String| vec![Damage::of(self.root.shown(&found.file), why)];
-        let named = match found.layers {
-            Ok(named) => named,
-            Err(why) => return in_config(why),
+        let Made { stack, named } = match found.layers {
+            Ok(made) => made,
+            Err(Wrong::InConfig(why)) => return vec![Damage::of(self.root.shown(&found.file), why)],
+            Err(Wrong::InLayers(why)) => {
+                return vec![self.unread.cloned().unwrap_or_else(|| Damage::of(self.lists.1.clone(), why))];
+            }
         };
-        let stack = match stack {
-            Ok(stack) => stack,
-            Err(why) => return vec![self.unread.cloned().unwrap_or_else(|| Damage::of(self.lists.1.clone(), why))],
-        };
-        if named.len() != stack.len() {
-            return in_config(format!("it names {} layers, but the store has {} for it", named.len(), stack.len()));
-        }
         let mut wrong = Vec::new();
         for (place, (id, named)) in stack.iter().zip(&named).enumerate() {
             let Some(chain) = self.keys.of(id) else {
@@ -332,6 +397,14 @@ impl Reader<'_> {
         let (layer, found, named) = image.layers.iter().find_map(listed)?;
         let why = format!("layer {layer} has the diff ID {found}; the config of image {} says {named}", image.id);
         Some(Damage::of(self.lists.1.clone(), why))
+    }
+
+    /// That not all names of an image are looked at.
+    fn too_many_names(&self, listed: &ListedImage) -> Option<Damage> {
+        let left_out = Some(listed.names_left_out).filter(|count| *count > 0)?;
+        let (id, kept) = (listed.id, listed.names.len());
+        let why = format!("image {id} has {left_out} names more than the first {kept}, which alone are shown");
+        Some(Damage::of(self.lists.0.clone(), why))
     }
 
     fn references(
@@ -408,15 +481,18 @@ struct Standings {
 }
 
 impl Standings {
-    fn of(loaded: &[Loaded<'_>], references: &BTreeMap<Reference, ImageId>) -> Self {
+    fn of(loaded: &[Loaded<'_>], layers: &layers::Listed, references: &BTreeMap<Reference, ImageId>) -> Self {
         let mut referenced: BTreeSet<ImageId> = references.values().copied().collect();
         let named = loaded.iter().filter(|image| !image.listed.names.is_empty());
         referenced.extend(named.map(|image| image.listed.id));
         let (mut below, mut steps) = (HashSet::new(), HashMap::new());
         for image in loaded {
-            let Ok([rest @ .., top]) = image.stack.as_deref() else { continue };
-            below.extend(rest.iter().copied());
-            let most = steps.entry(*top).or_default();
+            let Some(top) = image.listed.layer else { continue };
+            let mut next = layers.get(&top).and_then(|layer| layer.parent);
+            while let Some(id) = next.filter(|id| below.insert(*id)) {
+                next = layers.get(&id).and_then(|layer| layer.parent);
+            }
+            let most = steps.entry(top).or_default();
             *most = image.steps().max(*most);
         }
         Self { referenced, below, steps }
@@ -424,10 +500,10 @@ impl Standings {
 
     fn of_image(&self, image: &Loaded<'_>) -> Standing {
         let is_below = |top| self.below.contains(top) || self.steps.get(top).is_some_and(|most| image.steps() < *most);
-        match image.stack.as_deref() {
+        match &image.listed.layer {
             _ if self.referenced.contains(&image.listed.id) => Standing::Referenced,
-            Ok([.., top]) if is_below(top) => Standing::Intermediate,
-            Ok(_) | Err(_) => Standing::Dangling,
+            Some(top) if is_below(top) => Standing::Intermediate,
+            Some(_) | None => Standing::Dangling,
         }
     }
 }

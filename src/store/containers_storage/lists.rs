@@ -28,6 +28,8 @@ pub(super) struct ListedImage {
     /// The digest of the manifest that was written last, or of the list of manifests.
     pub(super) digest: Option<ManifestDigest>,
     pub(super) names: Vec<String>,
+    /// How many names it has beyond those.
+    pub(super) names_left_out: usize,
     /// The top layer; `None` for a list of manifests, and for an image without layers.
     pub(super) layer: Option<StorageLayerId>,
     /// The names of what is stored beside the list for this image.
@@ -258,11 +260,13 @@ impl Listed for ListedImage {
 
     fn parse(raw: &RawValue) -> Result<Option<Self>, String> {
         let image: ImageEntry = entry(raw)?;
+        let names = image.names.unwrap_or_default();
         Ok(Some(Self {
             id: ImageId::from_hex(&image.id).ok_or_else(|| no_id(&image.id))?,
             // Other algorithms name no file and no reference here.
             digest: image.digest.and_then(|digest| digest.parse().ok()),
-            names: image.names.unwrap_or_default().kept,
+            names_left_out: names.count.saturating_sub(names.kept.len()),
+            names: names.kept,
             layer: id(image.layer, StorageLayerId::from_hex)?,
             documents: image.big_data_names.unwrap_or_default().kept,
         }))

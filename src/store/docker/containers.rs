@@ -320,8 +320,12 @@ fn layers(image: &Root, driver: &dyn Driver, catalogue: &Catalogue, container: &
     container.init = layerdb::field(&entry, "init-id")?;
     container.parent = layerdb::field::<ChainId>(&entry, "parent")?;
     let _changes = layerdb::check(driver, &changes, || file("mount-id"))?;
-    let top = container.parent.and_then(|top| catalogue.layers.get(&top)?.cache_id.as_ref());
-    driver.check_container(&changes, container.init.as_ref(), top)?;
+    let top = container.parent.map(|top| catalogue.layers.get(&top).filter(|record| record.damage.is_none()));
+    // Of a layer with which something is wrong that is told, and nobody knows its directory.
+    if top.is_none_or(|top| top.is_some()) {
+        let top = top.flatten().and_then(|record| record.cache_id.as_ref());
+        driver.check_container(&changes, container.init.as_ref(), top)?;
+    }
     match &container.init {
         // A whole tree has it all; of zfs and devicemapper this one is not even mounted.
         Some(_) if driver.layering() == Layering::Trees => {}

@@ -12,7 +12,7 @@ use crate::name::TreePath;
 use crate::root::Root;
 use crate::store::docker::containers::{Containers, is_name};
 use crate::store::driver::Driver;
-use crate::store::reading::{path, sound_ids, unread};
+use crate::store::reading::{Told, path, sound_ids, unread};
 use crate::store::{Catalogue, Container, Damage, List};
 
 #[derive(Deserialize)]
@@ -42,6 +42,7 @@ pub(super) fn read(containers: &Containers, driver: &dyn Driver, catalogue: &mut
             return Ok(());
         }
     };
+    let mut told = Told::of(catalogue);
     for id in sound_ids(&all, &TreePath::root(), ContainerId::from_hex, List::Containers, catalogue)? {
         let mut container = Container {
             id,
@@ -58,15 +59,20 @@ pub(super) fn read(containers: &Containers, driver: &dyn Driver, catalogue: &mut
         let damage = match fill(&all, &file, driver, &mut container) {
             // Another driver's, one that is being made, or one of a newer engine.
             Ok(false) => continue,
-            Ok(true) => layers(driver, catalogue, &mut container),
+            Ok(true) => layers(driver, &mut container),
             Err(error) => Err(error),
         };
         if let Err(error) = damage {
             let damage = Damage::from_error(&all, &file, error)?;
             container.damage.push(damage.to_string());
+            told.tell(damage, catalogue);
+        } else if let Some(top) = container.parent
+            && let Err(error) = catalogue.stack(&top)
+        {
+            container.damage.push(error.to_string());
             // What is wrong with images is told already.
-            if !catalogue.damage.iter().any(|known| known.to_string() == damage.to_string()) {
-                catalogue.damage.push(damage);
+            if !catalogue.layers.contains_key(&top) {
+                told.tell(Damage::from_error(&all, &file, error)?, catalogue);
             }
         }
         catalogue.containers.insert(id, Arc::new(container));
@@ -96,7 +102,7 @@ fn fill(all: &Root, file: &TreePath, driver: &dyn Driver, container: &mut Contai
 }
 
 /// Finds the layers of a container whose config was read.
-fn layers(driver: &dyn Driver, catalogue: &Catalogue, container: &mut Container) -> Result<()> {
+fn layers(driver: &dyn Driver, container: &mut Container) -> Result<()> {
     let no_id = |_| Error::damaged(format!("container {}", container.id), "no ID of a layer");
     let changes: CacheId = container.id.hex().parse().map_err(no_id)?;
     let init: CacheId = format!("{}-init", container.id.hex()).parse().map_err(no_id)?;
@@ -104,9 +110,5 @@ fn layers(driver: &dyn Driver, catalogue: &Catalogue, container: &mut Container)
     container.init = Some(init.clone());
     container.parent = container.image.as_ref().map(ImageId::as_chain);
     driver.check(&changes)?;
-    driver.check(&init)?;
-    match &container.parent {
-        Some(top) => catalogue.stack(top).map(|_| ()),
-        None => Ok(()),
-    }
+    driver.check(&init).map(|_| ())
 }
