@@ -35,6 +35,7 @@ use docker_fs::store::{self, Damage};
 use docker_fs::view::{self, View};
 use rustix::fs::{CWD, FileType, Mode};
 use rustix::io::Errno;
+use serde_json::{Value, json};
 use support::graph::GraphBuilder;
 use support::marks::{Driver, convert_store};
 use support::storage::{StorageBuilder, base64};
@@ -556,4 +557,207 @@ fn each_file_of_each_store_harmed_is_told_once_and_spoils_nothing_else() {
             scope.spawn(move || half.iter().for_each(|(name, make)| harm_each_part(name, *make)));
         }
     });
+}
+
+/// Texts that should be an ID, a digest or a name, and what should be a text.
+fn odd_values() -> Vec<Value> {
+    let zeros = "0".repeat(64);
+    let texts = [
+        "",
+        ".",
+        "..",
+        "/",
+        "../../outside",
+        "/etc/passwd",
+        "a/b",
+        "x\0y",
+        "x\ny",
+        "\u{1b}[31m",
+        "\u{202e}",
+        "-1",
+        "18446744073709551616",
+        &zeros,
+        &zeros[1..],
+        &"G".repeat(64),
+        &"A".repeat(64),
+        &"a".repeat(65_536),
+        &"../".repeat(20_000),
+        &format!("sha256:{zeros}"),
+        &format!("sha256:../../{zeros}"),
+        "sha256:",
+        "sha512:00",
+        &format!("{zeros}\n"),
+        &format!("{zeros}/../x"),
+        &format!(" {zeros}"),
+    ];
+    let mut values: Vec<Value> = texts.iter().map(|text| json!(text)).collect();
+    let mut deep = json!([]);
+    for _ in 0..100 {
+        deep = json!([deep]);
+    }
+    values.extend([json!(null), json!(true), json!(7), json!(-1), json!(1e300), json!(u64::MAX), json!([]), json!({})]);
+    values.extend([json!([7]), json!([null]), json!([""]), json!(["../../outside", "/etc/passwd"]), deep]);
+    values
+}
+
+/// A store that is written again with one thing in it changed.
+struct Rewritten {
+    name: &'static str,
+    dir: tempfile::TempDir,
+    sound: Answers,
+    good: String,
+    /// The ID of the other image.
+    bad: String,
+}
+
+impl Rewritten {
+    fn new(name: &'static str, make: Make) -> Self {
+        let Bench { dir, sample, sound, .. } = Bench::new(name, make);
+        Self { name, dir, sound, good: sample.good, bad: sample.bad }
+    }
+
+    fn root(&self) -> PathBuf {
+        self.dir.path().join("store")
+    }
+
+    /// That the good image is served, and that it is told if the bad one is not as it was.
+    fn check(&self, what: &str) {
+        let what = format!("{}: {what}", self.name);
+        let (damage, answers, _) = look(&self.root(), &what);
+        assert_nothing_from_outside(&what, &answers);
+        assert_same(&what, &places_of("good", &self.good), &answers, &self.sound);
+        let damage = new_damage(&what, &[], damage);
+        assert!(damage.len() <= 3, "{what}: {damage:?}");
+        // Without its own name, or with another, it is another image or none that anyone knows of.
+        let is_renamed = ["names of images", "id of images"].iter().any(|field| what.contains(field));
+        let files = |answers: &Answers| -> Answers {
+            let files = at(answers, &["merged/bad:1".to_owned(), "merged/localhost/bad:1".to_owned()]);
+            files.into_iter().filter(|((_, asked), _)| ["names", "content"].contains(asked)).collect()
+        };
+        let is_as_before = files(&answers) == files(&self.sound);
+        assert!(is_renamed || is_as_before || !damage.is_empty(), "{what}: nothing is told of what is missing");
+    }
+}
+
+#[test]
+fn whatever_podmans_lists_say_of_one_image_the_other_is_served() {
+    let store = Rewritten::new("containers/storage overlay", |root| storage(root, "overlay"));
+    let (made, ..) = storage_of(&store.root(), "overlay");
+    let fields: [(&str, &[&str]); 3] = [
+        ("images", &["id", "digest", "layer", "names", "big-data-names", "names-history", "metadata"]),
+        ("layers", &["id", "parent", "diff-digest", "diff-size", "uidmap", "flags", "toc-digest", "created"]),
+        ("containers", &["id", "image", "layer", "names"]),
+    ];
+    for (list, fields) in fields {
+        let entries = match list {
+            "images" => &made.images,
+            "layers" => &made.layers,
+            _ => &made.containers,
+        };
+        // The bad image, and its top layer.
+        let index = if list == "layers" { 3 } else { entries.len() - 1 };
+        for field in fields {
+            for value in odd_values() {
+                let mut entries = entries.clone();
+                entries[index][*field] = value.clone();
+                let is_flagged = *field == "flags" && value == json!({});
+                made.write_list(&format!("{list}/{list}.json"), &serde_json::to_vec(&entries).unwrap());
+                let shown: String = value.to_string().chars().take(80).collect();
+                if !is_flagged {
+                    store.check(&format!("{field} of {list} is {shown}"));
+                }
+            }
+        }
+        made.write_list(&format!("{list}/{list}.json"), &serde_json::to_vec(entries).unwrap());
+    }
+    store.check("all is as it was");
+}
+
+#[test]
+fn whatever_containerds_databases_say_of_one_image_the_other_is_served() {
+    let name = "containerd overlayfs";
+    let store = Rewritten::new(name, |root| containerd(root, "overlayfs"));
+    let (mut made, images, _) = containerd_of(&store.root(), "overlayfs");
+    let (meta, own) = (made.meta.clone(), made.snapshots["overlayfs"].clone());
+    let bad = &images[1];
+    let image = ["v1", "default", "images", "docker.io/library/bad:1", "target"];
+    let snapshot = ["v1", "default", "snapshots", "overlayfs", &bad.chains[1]];
+    let container = ["v1", "default", "containers", "web"];
+    let key = format!("default/4/{}", bad.chains[1]);
+    let backend = ["v1", "snapshots", &key];
+    let fields: [(bool, &[&str], &[&str]); 4] = [
+        (true, &image, &["digest", "mediatype"]),
+        (true, &snapshot, &["name", "parent"]),
+        (true, &container, &["image", "snapshotter", "snapshotKey", "spec", "updatedat"]),
+        (false, &backend, &["id", "kind", "parent", "size"]),
+    ];
+    let numbers = [vec![0xff; 10], vec![0xff; 9], vec![0x80], vec![0], vec![0xff, 0xff, 0xff, 0xff, 0x0f]];
+    let texts = odd_values().into_iter().filter_map(|value| value.as_str().map(|text| text.as_bytes().to_vec()));
+    let values: Vec<Vec<u8>> = texts.chain(numbers).collect();
+    for (is_in_meta, place, names) in fields {
+        for field in names {
+            for value in &values {
+                (made.meta, made.snapshots) = (meta.clone(), [("overlayfs".to_owned(), own.clone())].into());
+                let tree = if is_in_meta { &mut made.meta } else { made.snapshots.get_mut("overlayfs").unwrap() };
+                fixture::put(tree, &[place, &[field]].concat(), value.clone());
+                made.write();
+                let shown = value.iter().take(80).copied().collect::<Vec<u8>>();
+                store.check(&format!("{field} of {place:?} is {:?}", shown.escape_ascii().to_string()));
+            }
+        }
+    }
+}
+
+#[test]
+fn whatever_a_graph_says_of_one_image_the_other_is_served() {
+    let store = Rewritten::new("graph", graph);
+    let entry = store.root().join("graph").join(&store.bad);
+    let json: Value = serde_json::from_slice(&fs::read(entry.join("json")).unwrap()).unwrap();
+    for field in ["id", "parent", "parent_id", "created", "container_config", "config", "Size"] {
+        for value in odd_values() {
+            let mut odd = json.clone();
+            odd[field] = value.clone();
+            fs::write(entry.join("json"), odd.to_string()).unwrap();
+            let shown: String = value.to_string().chars().take(80).collect();
+            store.check(&format!("{field} is {shown}"));
+        }
+    }
+    fs::write(entry.join("json"), json.to_string()).unwrap();
+    for file in ["parent", "layersize", "checksum"] {
+        let sound = fs::read(entry.join(file)).ok();
+        for text in odd_values().iter().filter_map(Value::as_str) {
+            fs::write(entry.join(file), text).unwrap();
+            store.check(&format!("{file} is {:?}", text.chars().take(80).collect::<String>()));
+        }
+        match sound {
+            Some(sound) => fs::write(entry.join(file), sound).unwrap(),
+            None => fs::remove_file(entry.join(file)).unwrap(),
+        }
+    }
+}
+
+#[test]
+fn whatever_the_files_of_a_classic_store_say_of_one_image_the_other_is_served() {
+    for (name, make) in &STORES[..6] {
+        let bench = Bench::new(name, *make);
+        let files: Vec<PathBuf> = bench
+            .sample
+            .parts
+            .iter()
+            .map(|part| bench.sample.root.join(&part.path))
+            .filter(|path| ["diff", "cache-id", "parent", "mount-id"].iter().any(|name| path.ends_with(name)))
+            .filter(|path| path.is_file())
+            .collect();
+        assert_eq!(files.len(), 4, "{name}");
+        let store = Rewritten::new(name, *make);
+        for file in files {
+            let file = store.root().join(file.strip_prefix(&bench.sample.root).unwrap());
+            let sound = fs::read(&file).unwrap();
+            for text in odd_values().iter().filter_map(Value::as_str) {
+                fs::write(&file, text).unwrap();
+                store.check(&format!("{} is {:?}", file.display(), text.chars().take(80).collect::<String>()));
+            }
+            fs::write(&file, sound).unwrap();
+        }
+    }
 }
