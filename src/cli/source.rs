@@ -85,13 +85,6 @@ impl Surroundings {
         }
         unique
     }
-
-    /// The directory of a containerd that holds images, which are Docker's where it has no store of its own.
-    fn containerd(&self) -> Option<PathBuf> {
-        let place = self.root.join("var/lib/containerd");
-        // Made with the first image.
-        place.join("io.containerd.content.v1.content/blobs").is_dir().then_some(place)
-    }
 }
 
 /// The data root that a daemon.json names. A file that cannot be used is warned of, as the store may be elsewhere.
@@ -172,13 +165,19 @@ fn named(source: &Path, options: &store::Options) -> Result<Vec<Box<dyn Store>>,
     })
 }
 
-/// The store of a machine whose root directory was named, as a disk of another machine is mounted.
+/// The store of a machine whose root directory was named, as a disk of another machine is mounted; or podman's, where
+/// the directory above it was named.
 fn within(source: &Path) -> Option<PathBuf> {
-    let inside = TreePath::new(SYSTEM.as_bytes())?;
-    // By way of the root, so that no link in it leads to this machine's own.
-    let data_root = Root::open(source).ok()?.sub(&inside).ok()?;
-    let image = TreePath::new(b"image")?;
-    data_root.stat(&image).ok()??.is_dir().then(|| source.join(SYSTEM))
+    /// What tells that there is a store.
+    const INSIDE: [(&str, &[&str]); 2] = [(SYSTEM, &["image"]), ("storage", &["overlay-images", "vfs-images"])];
+    let root = Root::open(source).ok()?;
+    let is_there = |(below, folders): &&(&str, &[&str])| {
+        // By way of the root, so that no link in it leads to this machine's own.
+        let Some(store) = TreePath::new(below.as_bytes()).and_then(|below| root.sub(&below).ok()) else { return false };
+        let folders = folders.iter().filter_map(|folder| TreePath::new(folder.as_bytes()));
+        folders.into_iter().any(|folder| matches!(store.stat(&folder), Ok(Some(found)) if found.is_dir()))
+    };
+    INSIDE.iter().find(is_there).map(|(below, _)| source.join(below))
 }
 
 fn is_denied(error: &Error) -> bool {
@@ -210,13 +209,6 @@ fn found(surroundings: &Surroundings, options: &store::Options) -> Result<(Opene
             },
         };
         tried.push_str(&format!("\n  {} {why}", place.display()));
-    }
-    if let Some(place) = surroundings.containerd() {
-        return Err(Failure::failed(format!(
-            "this machine's images are in {}, containerd's own store, as new installations of Docker 29 have it, which is \
-             not supported yet",
-            place.display()
-        )));
     }
     let root = if denied { ", as root" } else { "" };
     Err(Failure::no_store(format!(
@@ -315,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn images_of_containerd_are_not_taken_for_nothing() {
+    fn images_of_containerd_without_its_database_are_not_taken_for_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let machine = Surroundings { user: None, ..machine(dir.path()) };
         let containerd = dir.path().join("var/lib/containerd");
@@ -323,13 +315,27 @@ mod tests {
         let ends = || open(None, || machine.clone(), &store::Options::default()).unwrap_err();
         fs::create_dir_all(containerd.join("io.containerd.content.v1.content/ingest")).unwrap();
         assert_eq!(ends().exit, crate::cli::Exit::NoStore, "a containerd without images");
-        fs::create_dir_all(containerd.join("io.containerd.content.v1.content/blobs")).unwrap();
+        fs::create_dir_all(containerd.join("io.containerd.content.v1.content/blobs/sha256")).unwrap();
         let message = format!(
-            "this machine's images are in {}, containerd's own store, as new installations of Docker 29 have it, which \
-             is not supported yet",
+            "{}: io.containerd.content.v1.content is there, but io.containerd.metadata.v1.bolt/meta.db, which has the \
+             names of images, is missing",
             containerd.display()
         );
-        assert_eq!(ends(), Failure::failed(message));
+        assert!(ends().message.contains(&message), "{:?}", ends());
+    }
+
+    #[test]
+    fn the_directory_above_a_graph_root_is_told_from_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let untouched = || -> Surroundings { panic!("this machine's configuration is none of its business") };
+        let said = || open(Some(dir.path()), untouched, &store::Options::default()).unwrap_err().message;
+        let graph_root = dir.path().join("storage");
+        fs::create_dir_all(graph_root.join("overlay-images")).unwrap();
+        let there = format!("no container store in {0}; there is one in {0}/storage", dir.path().display());
+        assert_eq!(said(), there);
+        fs::remove_dir_all(&graph_root).unwrap();
+        std::os::unix::fs::symlink("/", &graph_root).unwrap();
+        assert!(said().contains("a Docker data root is wanted"), "{}", said());
     }
 
     #[test]
@@ -341,7 +347,9 @@ mod tests {
         let untouched = || -> Surroundings { panic!("this machine's configuration is none of its business") };
         let said = || open(Some(&disk), untouched, &store::Options::default()).unwrap_err().message;
         let wanted = format!(
-            "no container store in {}; a Docker data root is wanted, such as /var/lib/docker, which holds image/overlay2",
+            "no container store in {}; a Docker data root is wanted, such as /var/lib/docker, which holds image/overlay2, containerd's \
+             root, such as /var/lib/containerd, where Docker 29 has its images, or podman's, such as \
+             /var/lib/containers/storage",
             disk.display()
         );
         // A link there is another machine's, and here leads elsewhere.
