@@ -1,8 +1,8 @@
 //! A root of containerd's whose databases are damaged in what they say and not in how they say it, so that what reads
 //! them gets that far.
 
-#[path = "../support/bolt.rs"]
-mod bolt;
+use crate::bolt::format as bolt;
+
 #[path = "../support/containerd_store.rs"]
 #[allow(unreachable_pub)]
 mod fixture;
