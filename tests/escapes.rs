@@ -20,6 +20,10 @@
     clippy::string_slice
 )]
 
+#[path = "support/bolt.rs"]
+mod bolt;
+#[path = "support/containerd_store.rs"]
+mod containerd;
 mod support;
 
 use std::ffi::OsStr;
@@ -41,9 +45,13 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use serde_json::{Value, json};
 use support::filter::{OPEN_TREE, OPENAT2, without};
+use support::graph::GraphBuilder;
+use support::marks::{Driver, convert_store};
 use support::mount::{Mounted, require_privileges};
+use support::storage::StorageBuilder;
 use support::store::{ContainerRef, ImageId, LayerRef, StoreBuilder, sha256_hex};
 use support::view::{plainly, read, text};
+use support::whole::WholeStore;
 
 /// The ways in which a store is read: which system calls are missing, and what says so. Which way it is, is found out once
 /// a process, so each is tried in processes of its own.
@@ -86,26 +94,61 @@ fn sample(root: &Path) -> Sample {
     Sample { layers, image, container }
 }
 
+/// A text that is nowhere else.
+fn mark() -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    format!("mark{:x}{:x}", now.as_nanos(), std::process::id())
+}
+
 /// A directory with a `store`, and `outside` with its marked twin.
 struct Bench {
-    dir: tempfile::TempDir,
+    ground: Ground,
     sample: Sample,
+}
+
+/// A directory with a store, and another beside it, of which nothing may be seen.
+struct Ground {
+    dir: tempfile::TempDir,
     /// What must never be seen.
     marks: Vec<String>,
     watch: Watch,
+    /// Folders of the store that may be mounts of their own.
+    folders: &'static [&'static str],
+}
+
+impl std::ops::Deref for Bench {
+    type Target = Ground;
+
+    fn deref(&self) -> &Ground {
+        &self.ground
+    }
 }
 
 impl Bench {
     fn new() -> Self {
         let dir = support::scratch("escapes");
         let sample = self::sample(&dir.path().join("store"));
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
-        let mark = format!("mark{:x}{:x}", now.as_nanos(), std::process::id());
+        let mark = mark();
         let marks = make_twin(&dir.path().join("outside"), &mark);
         symlink("../outside", dir.path().join("store/hop")).unwrap();
         let watch = Watch::new();
         watch.below(&dir.path().join("outside"));
-        Self { dir, sample, marks, watch }
+        let folders = &["containers", "image", "image/overlay2", "overlay2"];
+        Self { ground: Ground { dir, marks, watch, folders }, sample }
+    }
+}
+
+impl Ground {
+    /// A store of a kind and its twin, in which everything that is shown bears a mark.
+    fn of(kind: &Kind) -> Self {
+        let dir = support::scratch("escapes");
+        (kind.make)(&dir.path().join("store"), "plain");
+        let mark = mark();
+        (kind.make)(&dir.path().join("outside"), &mark);
+        symlink("../outside", dir.path().join("store/hop")).unwrap();
+        let watch = Watch::new();
+        watch.below(&dir.path().join("outside"));
+        Self { dir, marks: vec![mark], watch, folders: kind.folders }
     }
 
     fn store(&self) -> PathBuf {
@@ -116,6 +159,26 @@ impl Bench {
         self.dir.path().join("outside")
     }
 
+    /// Looks for marks, and for what was opened outside.
+    fn check(&self, what: &str, seen: &[u8]) {
+        for mark in &self.marks {
+            let found = seen.windows(mark.len()).position(|window| window == mark.as_bytes());
+            if let Some(at) = found {
+                let around = &seen[at.saturating_sub(200)..seen.len().min(at + 200)];
+                panic!("{what}: something from outside is shown: {}", around.escape_ascii());
+            }
+        }
+        let opened = self.watch.events();
+        assert!(opened.is_empty(), "{what}: opened or read: {opened:?}");
+    }
+
+    /// The same for each test's own directory.
+    fn shown(&self, text: &str) -> String {
+        text.replace(self.dir.path().to_str().unwrap(), "{d}")
+    }
+}
+
+impl Bench {
     /// The places of a store, as paths below it.
     fn places(&self) -> Vec<String> {
         let Sample { layers, image, container } = &self.sample;
@@ -173,24 +236,6 @@ impl Bench {
         let of_mount = ["mount-id", "init-id", "parent"].map(|file| format!("{db}/mounts/{}/{file}", container.id));
         let of_driver = ["link", "lower"].map(|file| format!("overlay2/{}/{file}", top.cache_id));
         [&of_layer[..], &of_mount, &of_driver].concat()
-    }
-
-    /// Looks for marks, and for what was opened outside.
-    fn check(&self, what: &str, seen: &[u8]) {
-        for mark in &self.marks {
-            let found = seen.windows(mark.len()).position(|window| window == mark.as_bytes());
-            if let Some(at) = found {
-                let around = &seen[at.saturating_sub(200)..seen.len().min(at + 200)];
-                panic!("{what}: something from outside is shown: {}", around.escape_ascii());
-            }
-        }
-        let opened = self.watch.events();
-        assert!(opened.is_empty(), "{what}: opened or read: {opened:?}");
-    }
-
-    /// The same for each test's own directory.
-    fn shown(&self, text: &str) -> String {
-        text.replace(self.dir.path().to_str().unwrap(), "{d}")
     }
 }
 
@@ -326,6 +371,17 @@ const PLANTS: [Plant; 11] = [
     Plant::OtherKind,
 ];
 
+/// Those that are planted in each place of each other store.
+const OF_OTHERS: [Plant; 7] = [
+    Plant::AbsoluteLink,
+    Plant::RelativeLink,
+    Plant::MagicLink,
+    Plant::LinkToDirectory,
+    Plant::Mount,
+    Plant::Fifo,
+    Plant::OtherKind,
+];
+
 /// What was planted; goes with the value, and what belongs there is back.
 struct Planted {
     place: PathBuf,
@@ -335,11 +391,10 @@ struct Planted {
 
 impl Plant {
     /// Puts it in a place of the store; `None` where it cannot be, or may be.
-    fn put(self, bench: &Bench, below: &str) -> Option<Planted> {
+    fn put(self, bench: &Ground, below: &str) -> Option<Planted> {
         let (place, twin) = (bench.store().join(below), bench.outside().join(below));
         let is_dir = fs::symlink_metadata(&place).unwrap().is_dir();
-        // Folders of a data root may be mounts of their own.
-        let is_folder = ["containers", "image", "image/overlay2", "overlay2"].contains(&below);
+        let is_folder = bench.folders.contains(&below);
         match self {
             Self::Mount if is_folder || fs::symlink_metadata(&place).unwrap().is_symlink() => return None,
             Self::HardLink if is_dir || fs::symlink_metadata(&place).unwrap().is_symlink() => return None,
@@ -484,6 +539,184 @@ fn the_library_shows_nothing_from_outside() {
     let cases = transcripts[0].matches("\n== ").count();
     eprintln!("{} cases, {} bytes of answers", cases + 1, transcripts[0].len());
     assert!(cases > 300 && transcripts[0].ends_with('\n'), "{cases} cases are not all");
+}
+
+/// A kind of store other than the one of overlay2.
+struct Kind {
+    name: &'static str,
+    /// Makes one whose files and names have this text in them.
+    make: fn(&Path, &str),
+    folders: &'static [&'static str],
+}
+
+const KINDS: [Kind; 8] = [
+    Kind {
+        name: "containers/storage overlay",
+        make: |root, text| make_storage(root, "overlay", text),
+        folders: &["overlay", "overlay-images", "overlay-layers", "overlay-containers"],
+    },
+    Kind {
+        name: "containers/storage vfs",
+        make: |root, text| make_storage(root, "vfs", text),
+        folders: &["vfs", "vfs/dir", "vfs-images", "vfs-layers", "vfs-containers"],
+    },
+    Kind {
+        name: "containerd overlayfs",
+        make: |root, text| make_containerd(root, "overlayfs", text),
+        folders: CONTAINERD,
+    },
+    Kind { name: "containerd native", make: |root, text| make_containerd(root, "native", text), folders: CONTAINERD },
+    Kind { name: "graph", make: make_graph, folders: &["graph", "aufs", "aufs/diff", "aufs/layers", "containers"] },
+    Kind {
+        name: "aufs",
+        make: |root, text| {
+            make_classic(root, text).finish();
+            convert_store(root, Driver::Aufs);
+        },
+        folders: &["image", "image/aufs", "aufs", "aufs/diff", "aufs/layers", "containers"],
+    },
+    Kind {
+        name: "vfs",
+        make: |root, text| drop(WholeStore::of(make_classic(root, text), "vfs")),
+        folders: &["image", "image/vfs", "vfs", "vfs/dir", "containers"],
+    },
+    Kind {
+        name: "btrfs",
+        make: |root, text| drop(WholeStore::of(make_classic(root, text), "btrfs")),
+        folders: &["image", "image/btrfs", "btrfs", "btrfs/subvolumes", "containers"],
+    },
+];
+const CONTAINERD: &[&str] = &[
+    "io.containerd.metadata.v1.bolt",
+    "io.containerd.content.v1.content",
+    "io.containerd.snapshotter.v1.overlayfs",
+    "io.containerd.snapshotter.v1.native",
+];
+
+fn fill(dir: &Path, text: &str) {
+    fs::create_dir_all(dir.join("etc")).unwrap();
+    fs::write(dir.join("etc/text"), text).unwrap();
+    fs::write(dir.join(text), text).unwrap();
+    symlink("/etc/passwd", dir.join("link")).unwrap();
+    // What a tree changes upon another is told by times too.
+    let then = rustix::fs::Timespec { tv_sec: 1_700_000_000, tv_nsec: 0 };
+    let times = rustix::fs::Timestamps { last_access: then, last_modification: then };
+    for file in ["etc/text", text, "link"] {
+        rustix::fs::utimensat(CWD, dir.join(file), &times, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).unwrap();
+    }
+}
+
+fn make_classic(root: &Path, text: &str) -> StoreBuilder {
+    let mut store = StoreBuilder::new(root);
+    let layers = store.chain(2);
+    layers.iter().for_each(|layer| fill(&layer.diff_dir(), text));
+    let image = store.image(&layers);
+    store.tag(&format!("{text}:1"), &image);
+    let container = store.container(text, &image, layers.last());
+    fill(&container.upper_dir(), text);
+    store
+}
+
+fn make_storage(root: &Path, driver: &'static str, text: &str) {
+    let mut store = StorageBuilder::new(root, driver);
+    let base = store.layer("base", None);
+    let top = store.layer("top", Some(&base));
+    let image = store.image(&["localhost/app:1"], &[&base, &top]);
+    store.images[0]["names"] = json!([format!("localhost/{text}:1")]);
+    let (mut container, listed, own) = store.container("web", &image, &top);
+    container["names"] = json!([text]);
+    store.containers.push(container);
+    store.layers.push(listed);
+    [&base, &top, &own].iter().for_each(|layer| fill(&layer.dir, text));
+    if driver == "overlay" {
+        // Of the form that the engine gives them, and read by nobody here.
+        fs::write(root.join("overlay/.has-mount-program"), "true").unwrap();
+        fs::write(own.dir.with_file_name("link"), "A".repeat(26)).unwrap();
+        fs::write(own.dir.with_file_name("lower"), format!("l/{}", "B".repeat(26))).unwrap();
+        symlink("../x/diff", root.join("overlay/l").join("A".repeat(26))).unwrap();
+    }
+    store.write();
+}
+
+fn make_containerd(root: &Path, snapshotter: &str, text: &str) {
+    let mut store = containerd::Store::new(root);
+    let image = store.packed(&["base", "top"]);
+    let mut below: Option<&str> = None;
+    for chain in &image.chains {
+        fill(&store.snapshot("default", snapshotter, chain, below, 3), text);
+        below = Some(chain);
+    }
+    fill(&store.snapshot("default", snapshotter, "web", below, 2), text);
+    store.name("default", &format!("docker.io/library/{text}:1"), &image.manifest, 1);
+    let place = ["v1", "default", "containers", "web"];
+    for (field, value) in [("snapshotter", snapshotter), ("snapshotKey", "web"), ("spec", text)] {
+        containerd::put(&mut store.meta, &[&place[..], &[field]].concat(), value);
+    }
+    store.write();
+}
+
+fn make_graph(root: &Path, text: &str) {
+    let mut graph = GraphBuilder::new(root);
+    let base = graph.image(None);
+    let top = graph.image(Some(&base));
+    fs::write(graph.entry(&top).join("parent"), &base).unwrap();
+    graph.tag(text, "1", &top);
+    let container = graph.container(text, &top);
+    [base, top, container].iter().for_each(|id| fill(&graph.diff(id), text));
+}
+
+/// Everything in a store but for what was put beside it, directories before what they hold.
+fn all_below(root: &Path, below: &Path, places: &mut Vec<String>) {
+    let mut names: Vec<_> = fs::read_dir(root.join(below)).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    for name in names.into_iter().filter(|name| name != "hop") {
+        let path = below.join(name);
+        places.push(path.to_str().unwrap().to_owned());
+        if fs::symlink_metadata(root.join(&path)).unwrap().is_dir() {
+            all_below(root, &path, places);
+        }
+    }
+}
+
+/// Each kind of thing in each place of each kind of store, also where nobody looks.
+#[test]
+fn the_library_shows_nothing_from_outside_of_other_stores() {
+    if !require_privileges("planting devices and mounts") {
+        return;
+    }
+    if let Some(file) = std::env::var_os(TRANSCRIPT) {
+        let mut transcript = String::new();
+        for kind in &KINDS {
+            let ground = Ground::of(kind);
+            let mut places = Vec::new();
+            all_below(&ground.store(), Path::new(""), &mut places);
+            // What bears a mark has another name there.
+            places.retain(|place| fs::symlink_metadata(ground.outside().join(place)).is_ok());
+            let sound = by_library(&ground.store());
+            assert!(sound.contains("plain") && sound.starts_with("damage []"), "{}: {sound}", kind.name);
+            let outside = by_library(&ground.outside());
+            assert!(outside.matches(&ground.marks[0]).count() > 8, "{}: the twin is none: {outside}", kind.name);
+            // That was not the library's doing.
+            ground.watch.events();
+            for (place, plant) in places.iter().flat_map(|place| OF_OTHERS.map(|plant| (place, plant))) {
+                let Some(_planted) = plant.put(&ground, place) else { continue };
+                let seen = by_library(&ground.store());
+                if !is_own(plant) {
+                    let what = ground.shown(&format!("{}: {plant:?} at {place}", kind.name));
+                    ground.check(&what, seen.as_bytes());
+                    transcript.push_str(&format!("== {what}\n{}", ground.shown(&seen)));
+                }
+            }
+        }
+        fs::write(file, transcript).unwrap();
+        return;
+    }
+    let ways = [WAYS[0], WAYS[1]];
+    let transcripts = each_way("the_library_shows_nothing_from_outside_of_other_stores", &ways);
+    assert_same_text(ways[0].0, &transcripts[0], ways[1].0, &transcripts[1]);
+    let cases = transcripts[0].matches("== ").count();
+    eprintln!("{cases} cases, {} bytes of answers", transcripts[0].len());
+    assert!(cases > 1_000, "{cases} cases are not all");
 }
 
 /// Runs a test of this file once for each way, and hands out what each wrote.

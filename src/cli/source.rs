@@ -26,14 +26,17 @@ use crate::store::{self, Store};
 const DOCKER: &str = "var/lib/docker";
 const CONTAINERD: &str = "var/lib/containerd";
 const CONTAINERS_STORAGE: &str = "var/lib/containers/storage";
-/// These, each with what is in it where it holds a store.
-const SYSTEM: &[(&str, &str)] = &[
+/// Where a store may be in a directory that was named for it, each with what is in it where it holds one.
+const DEEPER: &[(&str, &str)] = &[
     (DOCKER, "image"),
     (DOCKER, "graph"),
     (DOCKER, "containerd/daemon/io.containerd.metadata.v1.bolt"),
     (CONTAINERD, "io.containerd.metadata.v1.bolt"),
     (CONTAINERS_STORAGE, "overlay-images"),
     (CONTAINERS_STORAGE, "vfs-images"),
+    // Of `containers`, the directory above podman's graph root.
+    ("storage", "overlay-images"),
+    ("storage", "vfs-images"),
 ];
 /// The largest daemon.json that is read, in bytes.
 const CONFIG_MAX: u64 = 1 << 20;
@@ -186,7 +189,8 @@ fn named(source: &Path, options: &store::Options) -> Result<Vec<Box<dyn Store>>,
     })
 }
 
-/// The store of a machine whose root directory was named, as a disk of another machine is mounted.
+/// The store of a machine whose root directory was named, as a disk of another machine is mounted; or podman's, where
+/// the directory above it was named.
 fn within(source: &Path) -> Option<PathBuf> {
     // By way of the root, so that no link in it leads to this machine's own.
     let root = Root::open(source).ok()?;
@@ -194,7 +198,7 @@ fn within(source: &Path) -> Option<PathBuf> {
         let path = TreePath::new(format!("{place}/{mark}").as_bytes());
         path.and_then(|path| root.stat(&path).ok().flatten()).is_some_and(|found| found.is_dir())
     };
-    SYSTEM.iter().find(holds).map(|(place, _)| source.join(place))
+    DEEPER.iter().find(holds).map(|(place, _)| source.join(place))
 }
 
 fn is_denied(error: &Error) -> bool {
@@ -336,6 +340,38 @@ mod tests {
     }
 
     #[test]
+    fn images_of_containerd_without_its_database_are_not_taken_for_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let machine = Surroundings { user: None, ..machine(dir.path()) };
+        let containerd = dir.path().join(CONTAINERD);
+        fs::create_dir_all(dir.path().join("var/lib/docker/buildkit")).unwrap();
+        let ends = || open(None, || machine.clone(), &store::Options::default()).unwrap_err();
+        fs::create_dir_all(containerd.join("io.containerd.content.v1.content/ingest")).unwrap();
+        assert_eq!(ends().exit, crate::cli::Exit::NoStore, "a containerd without images");
+        fs::create_dir_all(containerd.join("io.containerd.content.v1.content/blobs/sha256")).unwrap();
+        let message = format!(
+            "{}: io.containerd.content.v1.content is there, but io.containerd.metadata.v1.bolt/meta.db, which has the \
+             names of images, is missing",
+            containerd.display()
+        );
+        assert!(ends().message.contains(&message), "{:?}", ends());
+    }
+
+    #[test]
+    fn the_directory_above_a_graph_root_is_told_from_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let untouched = || -> Surroundings { panic!("this machine's configuration is none of its business") };
+        let said = || open(Some(dir.path()), untouched, &store::Options::default()).unwrap_err().message;
+        let graph_root = dir.path().join("storage");
+        fs::create_dir_all(graph_root.join("overlay-images")).unwrap();
+        let there = format!("no container store in {0}; there is one in {0}/storage", dir.path().display());
+        assert_eq!(said(), there);
+        fs::remove_dir_all(&graph_root).unwrap();
+        std::os::unix::fs::symlink("/", &graph_root).unwrap();
+        assert!(said().contains("a Docker data root is wanted"), "{}", said());
+    }
+
+    #[test]
     fn the_root_of_a_machine_is_told_from_a_store() {
         let dir = tempfile::tempdir().unwrap();
         let disk = dir.path().join("disk");
@@ -356,7 +392,7 @@ mod tests {
         fs::create_dir_all(disk.join("var/lib/docker/image")).unwrap();
         let there = format!("no container store in {0}; there is one in {0}/var/lib/docker", disk.display());
         assert_eq!(said(), there);
-        for (place, mark) in SYSTEM {
+        for (place, mark) in DEEPER {
             fs::remove_dir_all(disk.join("var/lib")).unwrap();
             fs::create_dir_all(disk.join(place).join(mark)).unwrap();
             assert_eq!(said(), format!("no container store in {0}; there is one in {0}/{place}", disk.display()));

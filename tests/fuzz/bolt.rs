@@ -8,7 +8,7 @@ use crate::mutate::Dice;
 use format::{Memory, sign};
 
 #[path = "../support/bolt.rs"]
-mod format;
+pub(crate) mod format;
 
 /// Numbers at which sizes and counts go wrong.
 const NUMBERS: [u64; 18] = [

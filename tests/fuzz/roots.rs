@@ -4,55 +4,141 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, XattrFlags};
 
+use crate::containerd::{self, Databases};
+use crate::graph::GraphBuilder;
 use crate::mutate::{Dice, change};
+use crate::storage::StorageBuilder;
 use crate::store::StoreBuilder;
 use crate::{Reopened, scratch, walk};
 
+/// A kind of store, and where its files are.
+pub(crate) struct Sort {
+    /// The folders that an open store holds.
+    held: &'static [&'static str],
+    /// What else there is, in the directory of the store.
+    others: &'static [&'static str],
+    make: fn(&Path) -> Option<Databases>,
+}
+
+pub(crate) const DOCKER: Sort =
+    Sort { held: &["image/overlay2", "overlay2"], others: &["containers"], make: make_docker };
+pub(crate) const GRAPH: Sort = Sort {
+    held: &["graph", "aufs/diff", "aufs/layers", "aufs/mnt"],
+    others: &["containers", "repositories-aufs"],
+    make: make_graph,
+};
+pub(crate) const STORAGE: Sort = Sort {
+    held: &["overlay-images", "overlay-layers", "overlay-containers", "overlay"],
+    others: &[],
+    make: make_storage,
+};
+pub(crate) const CONTAINERD: Sort = Sort {
+    held: &[
+        "io.containerd.metadata.v1.bolt",
+        "io.containerd.content.v1.content",
+        "io.containerd.snapshotter.v1.overlayfs",
+        "io.containerd.snapshotter.v1.native",
+    ],
+    others: &[],
+    make: |root| Some(containerd::make(root)),
+};
+
 /// A small store, copied for each input.
 pub(crate) struct Template {
+    sort: Sort,
     dir: tempfile::TempDir,
     /// Everything in it, directories before what they hold.
     paths: Vec<PathBuf>,
     /// The copy that is damaged.
     root: PathBuf,
     store: Reopened,
+    databases: Option<Databases>,
 }
 
-/// The folders that an open store holds.
-const HELD: [&str; 2] = ["image/overlay2", "overlay2"];
+fn make_docker(root: &Path) -> Option<Databases> {
+    let mut store = StoreBuilder::new(root);
+    let layers = store.chain(3);
+    for (n, layer) in layers.iter().enumerate() {
+        fs::create_dir_all(layer.diff_dir().join("etc/sub")).unwrap();
+        fs::write(layer.diff_dir().join("etc/common"), n.to_string()).unwrap();
+        fs::write(layer.diff_dir().join(format!("etc/sub/of-{n}")), n.to_string()).unwrap();
+        symlink("common", layer.diff_dir().join("etc/link")).unwrap();
+    }
+    let app = store.image(&layers);
+    store.tag("app:1", &app);
+    store.tag("reg.example:5000/team/app:2", &app);
+    store.digest("app", &"d".repeat(64), &app);
+    let below = store.image(&layers[..2]);
+    store.image_parent(&app, &below);
+    let empty = store.image(&[]);
+    store.tag("empty:1", &empty);
+    let container = store.container("web", &app, layers.last());
+    container.write_init_files();
+    fs::write(container.upper_dir().join("log"), "log").unwrap();
+    store.finish();
+    None
+}
+
+fn make_graph(root: &Path) -> Option<Databases> {
+    let mut graph = GraphBuilder::new(root);
+    let base = graph.image(None);
+    let middle = graph.image(Some(&base));
+    let top = graph.image(Some(&middle));
+    let lone = graph.image(None);
+    for (id, files) in [
+        (&base, &["etc/hosts", "opt/old"][..]),
+        (&middle, &["etc/.wh.hosts", "opt/.wh..wh..opq", "opt/new"]),
+        (&lone, &["lone"]),
+    ] {
+        for file in files {
+            let path = graph.diff(id).join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        }
+    }
+    fs::write(graph.entry(&top).join("parent"), &middle).unwrap();
+    graph.tag("app", "1", &top);
+    graph.tag("reg.example:5000/team/app", "2", &middle);
+    graph.container("web", &top);
+    None
+}
+
+fn make_storage(root: &Path) -> Option<Databases> {
+    let mut store = StorageBuilder::new(root, "overlay");
+    let base = store.layer("base", None);
+    let top = store.layer("top", Some(&base));
+    let parts = store.layer("parts", Some(&base));
+    store.entry(&parts).remove("diff-size");
+    let app = store.image(&["localhost/app:1", "docker.io/library/app:latest"], &[&base, &top]);
+    let in_parts = store.image(&["localhost/parts:1"], &[&base, &parts]);
+    let untagged = store.image(&[], &[&base]);
+    let digests = [(store.digest_of(&in_parts), "s390x"), (store.digest_of(&untagged), "amd64")];
+    store.list(&["localhost/list:1"], &digests.each_ref().map(|(digest, arch)| (digest.as_str(), *arch)));
+    let (container, layer, _) = store.container("web", &app, &top);
+    store.containers.push(container);
+    store.layers.push(layer);
+    let (container, layer, _) = store.container("brief", &app, &top);
+    store.volatile_containers.push(container);
+    store.volatile_layers.push(layer);
+    fs::write(root.join("overlay/.has-mount-program"), "true").unwrap();
+    store.write();
+    None
+}
 
 impl Template {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(sort: Sort) -> Self {
         let dir = scratch();
-        let mut store = StoreBuilder::new(dir.path().join("template"));
-        let layers = store.chain(3);
-        for (n, layer) in layers.iter().enumerate() {
-            fs::create_dir_all(layer.diff_dir().join("etc/sub")).unwrap();
-            fs::write(layer.diff_dir().join("etc/common"), n.to_string()).unwrap();
-            fs::write(layer.diff_dir().join(format!("etc/sub/of-{n}")), n.to_string()).unwrap();
-            symlink("common", layer.diff_dir().join("etc/link")).unwrap();
-        }
-        let app = store.image(&layers);
-        store.tag("app:1", &app);
-        store.tag("reg.example:5000/team/app:2", &app);
-        store.digest("app", &"d".repeat(64), &app);
-        let below = store.image(&layers[..2]);
-        store.image_parent(&app, &below);
-        let empty = store.image(&[]);
-        store.tag("empty:1", &empty);
-        let container = store.container("web", &app, layers.last());
-        container.write_init_files();
-        fs::write(container.upper_dir().join("log"), "log").unwrap();
-        let template = store.finish();
+        let template = dir.path().join("template");
+        let databases = (sort.make)(&template);
         let mut paths = Vec::new();
         list(&template, Path::new(""), &mut paths);
         let root = dir.path().join("root");
         copy(&template, &root);
-        Self { paths, store: Reopened::of(&root).unwrap(), root, dir }
+        Self { sort, paths, store: Reopened::of(&root).unwrap(), root, dir, databases }
     }
 
     pub(crate) fn try_one(&mut self, seed: u64) {
@@ -65,7 +151,10 @@ impl Template {
             copy(&self.dir.path().join("template"), &self.root);
         }
         for _ in 0..1 + dice.below(5) {
-            self.damage(is_new, &mut dice);
+            match self.databases.is_some() && dice.one_in(2) {
+                true => self.damage_databases(&mut dice),
+                false => self.damage(is_new, &mut dice),
+            }
         }
         // What cannot be opened at all says so; here that is as good.
         let opened = if is_new { Reopened::of(&self.root) } else { Ok(self.store.clone()) };
@@ -88,8 +177,9 @@ impl Template {
 
     /// Puts back what is in the folders that the open store holds.
     fn restore(&self) {
-        for folder in HELD {
-            let (from, to) = (self.dir.path().join("template").join(folder), self.root.join(folder));
+        let template = self.dir.path().join("template");
+        for folder in self.sort.held {
+            let (from, to) = (template.join(folder), self.root.join(folder));
             make_writable(&to);
             for entry in fs::read_dir(&to).unwrap() {
                 remove(&entry.unwrap().path());
@@ -99,9 +189,27 @@ impl Template {
                 copy(&entry.path(), &to.join(entry.file_name()));
             }
         }
-        let containers = self.root.join("containers");
-        remove(&containers);
-        copy(&self.dir.path().join("template/containers"), &containers);
+        for other in self.sort.others {
+            remove(&self.root.join(other));
+            copy(&template.join(other), &self.root.join(other));
+        }
+    }
+
+    /// A change of what a store's databases say, where it has any.
+    fn damage_databases(&self, dice: &mut Dice) {
+        let Some(databases) = &self.databases else { return };
+        if dice.one_in(2) {
+            databases.damage(&self.root, dice);
+            return;
+        }
+        let files: Vec<&PathBuf> = self.paths.iter().filter(|path| path.components().any(is_blobs)).collect();
+        let texts = files.iter().filter_map(|path| fs::read(self.dir.path().join("template").join(path)).ok());
+        let texts: Vec<Vec<u8>> = texts.collect();
+        let mut text = dice.of(&texts);
+        for _ in 0..dice.below(4) {
+            change(&mut text, &texts, dice);
+        }
+        containerd::add_blob(&self.root, &mut databases.clone(), &text, dice);
     }
 
     /// One change; some change nothing, as what they are for is gone.
@@ -109,7 +217,7 @@ impl Template {
         let is_dir = |path: &Path| fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir());
         let mut choose = || {
             let path = dice.of(&self.paths);
-            let is_held = HELD.iter().any(|held| Path::new(held).starts_with(&path));
+            let is_held = self.sort.held.iter().any(|held| Path::new(held).starts_with(&path));
             // Nothing is done through a link that a change before has put there: it may lead out of the store.
             let is_inside = |path: &Path| path.ancestors().skip(1).take_while(|dir| *dir != self.root).all(is_dir);
             (is_new || !is_held).then(|| self.root.join(path)).filter(|path| is_inside(path))
@@ -172,7 +280,9 @@ impl Template {
                 }
             }
             10 if !meta.is_symlink() => {
-                drop(fs::set_permissions(&path, fs::Permissions::from_mode(dice.of(&[0, 0o700, 0o7777]))))
+                // What others than root may not read, they are told; nothing is found by that.
+                let least = if rustix::process::geteuid().is_root() { 0 } else { 0o500 };
+                drop(fs::set_permissions(&path, fs::Permissions::from_mode(dice.of(&[least, 0o700, 0o7777]))))
             }
             11 if meta.is_file() => {
                 let file = fs::File::options().write(true).open(&path);
@@ -182,6 +292,10 @@ impl Template {
             _ => {}
         }
     }
+}
+
+fn is_blobs(part: Component<'_>) -> bool {
+    part.as_os_str() == "sha256"
 }
 
 fn list(root: &Path, below: &Path, paths: &mut Vec<PathBuf>) {

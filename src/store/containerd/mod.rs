@@ -108,17 +108,32 @@ fn is_root(root: &Root) -> Result<bool> {
     Ok(root.stat(&path(&format!("{META_FOLDER}/{META}")))?.is_some())
 }
 
+/// Makes sure that a directory is no root of containerd's of which only the content is left.
+///
+/// # Errors
+/// [`Error::Damaged`] where it is.
+fn without_names(root: &Root) -> Result<()> {
+    let blobs = path(&format!("{}/{}", content::FOLDER, content::BLOBS));
+    if root.stat(&blobs)?.is_none() {
+        return Ok(());
+    }
+    let why =
+        format!("{} is there, but {META_FOLDER}/{META}, which has the names of images, is missing", content::FOLDER);
+    Err(Error::damaged(root.shown(&TreePath::root()), why))
+}
+
 /// Opens a root of containerd's, or a Docker data root that has one; `None` where the directory is neither.
 ///
 /// # Errors
-/// [`Error::Unsupported`] where no snapshotter of it is one that this program reads.
+/// [`Error::Unsupported`] where no snapshotter of it is one that this program reads; [`Error::Damaged`] where there is
+/// content and no database.
 pub fn open(root: Root, options: &Options) -> Result<Option<Box<dyn Store>>> {
     let (base, docker) = if is_root(&root)? {
         (root, None)
     } else if is_below(&root)? && (has_blobs(&root)? || root.stat(&path("image"))?.is_none()) {
         (root.sub(&path(MANAGED))?, Some(Containers::new(root)?))
     } else {
-        return Ok(None);
+        return without_names(&root).map(|()| None);
     };
     let mut snapshotters = Vec::new();
     for name in snapshotter::NAMES {
