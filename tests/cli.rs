@@ -233,7 +233,9 @@ fn bad_input_is_refused_in_a_line() {
     }
     fs::write(bench.path("file"), "").unwrap();
     symlink(bench.store(), bench.path("link")).unwrap();
-    let store = "a Docker data root is wanted, such as /var/lib/docker, which holds image/overlay2";
+    let store = "a Docker data root is wanted, such as /var/lib/docker, which holds image/overlay2, \
+             containerd's root, such as /var/lib/containerd, where Docker 29 has its images, or podman's, such as \
+             /var/lib/containers/storage";
     let itself = "reading it would wait for itself; mount elsewhere";
     let usage = "; try 'docker-fs --help'";
     let occupied = "{d}/full is not empty; '-o nonempty' mounts over it";
