@@ -353,8 +353,10 @@ fn a_mount_that_nobody_can_answer_for_is_no_success() {
         }
     }
     eprintln!("{served} mounts are served; others: {refused:#?}");
+    // Whether a thread or a thread's buffer is what there is no memory for, is chance.
     let no_threads = "docker-fs: cannot answer the kernel's requests: Resource temporarily unavailable";
-    assert!(served > 0 && refused.iter().any(|line| line.starts_with(no_threads)), "{served} {refused:?}");
+    let is_told = |line: &String| line.starts_with(no_threads) || line.starts_with("memory allocation of");
+    assert!(served > 0 && refused.iter().any(is_told), "{served} {refused:?}");
 }
 
 fn peak_kib(pid: Pid) -> u64 {
