@@ -700,8 +700,9 @@ fn other_users_can_wait_for_the_helper_whatever_was_ignored() {
 fn in_a_terminal(bench: &Bench, first: &str) -> Child {
     let line =
         format!("{first} exec '{DOCKER_FS}' -f '{}' '{}'", bench.store().display(), bench.mount_point().display());
-    let mut terminal = Command::new("script");
-    terminal.args(["-q", "-c", &line, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::null());
+    // Whoever runs the tests may ignore HUP, as nohup does.
+    let mut terminal = Command::new("env");
+    terminal.args(["--default-signal=HUP", "script", "-q", "-c", &line, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::null());
     let child = terminal.spawn().unwrap();
     wait_until("mounting", || bench.mount_point().join("status").exists());
     child
