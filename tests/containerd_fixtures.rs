@@ -73,6 +73,20 @@ fn damage(view: &View) -> Vec<String> {
     view.damage().iter().map(ToString::to_string).collect()
 }
 
+fn status(view: &View) -> Value {
+    let node = find(view, "status").unwrap().unwrap();
+    let file = node.open().unwrap();
+    let mut bytes = vec![0; 4 << 20];
+    let count = file.read_at(&mut bytes, 0).unwrap();
+    serde_json::from_slice(&bytes[..count]).unwrap()
+}
+
+/// What `status` remarks, with the object.
+fn remarks(view: &View) -> Vec<String> {
+    let text = |one: &Value| format!("{}: {}", one["object"].as_str().unwrap(), one["reason"].as_str().unwrap());
+    status(view)["remarks"].as_array().unwrap().iter().map(text).collect()
+}
+
 /// A store with a sound image, to which a test adds what is not.
 fn with_good(prefix: &str) -> (tempfile::TempDir, Store) {
     let dir = scratch(prefix);
@@ -93,7 +107,8 @@ fn a_store_by_hand_is_read_as_one() {
     let view = open(&store.root);
     assert_good_is_served(&view);
     assert_eq!(damage(&view), Vec::<String>::new());
-    let status: Value = serde_json::from_str(&read(&view, "status").unwrap()).unwrap();
+    assert_eq!(remarks(&view), Vec::<String>::new());
+    let status = status(&view);
     assert_eq!((&status["kind"], &status["driver"]), (&json!("containerd"), &json!("overlayfs, native")));
     let facts: Value = serde_json::from_str(&read(&view, "by-tag/good:1/layers/1.json").unwrap()).unwrap();
     assert_eq!((&facts["cache_id"], &facts["size_bytes"]), (&json!("overlayfs-2"), &json!(2_000)));
@@ -163,15 +178,6 @@ fn what_is_wrong_with_an_image_spoils_no_other() {
             "a layer is struck off",
             |store, bad| drop(snapshots(store).remove(bad.chains[0].as_bytes())),
             "the snapshot below is missing",
-        ),
-        (
-            "all layers are struck off",
-            |store, bad| {
-                for chain in &bad.chains {
-                    snapshots(store).remove(chain.as_bytes());
-                }
-            },
-            "not unpacked",
         ),
         (
             "the snapshotter does not have it",
@@ -365,7 +371,8 @@ fn names_of_all_kinds_are_listed_or_told() {
     store.write();
     let view = open(&store.root);
     assert_good_is_served(&view);
-    let told = damage(&view);
+    assert_eq!(damage(&view), Vec::<String>::new());
+    let told = remarks(&view);
     assert_eq!(told.iter().filter(|one| one.contains("by its ID alone")).count(), told.len(), "{told:?}");
     // The empty name is none that bbolt could hold beside others, and a registry may have upper-case letters.
     assert!(told.len() >= 4 && told.iter().all(|one| !one.contains('\u{1b}') && one.len() < 1_500), "{told:?}");
@@ -483,6 +490,99 @@ fn snapshotters_that_are_not_read_are_named() {
     let damage = damage(&view);
     assert!(damage.iter().any(|one| one.contains("snapshotter \"stargz\": not supported")), "{damage:?}");
     assert!(read(&view, "by-tag/remote:1/damage").unwrap().contains("the snapshotter \"stargz\" has its layers"));
+}
+
+/// Whether a remark that fits is made on an object, and nothing is told as damage.
+fn assert_remarked(view: &View, what: &str, told: &str) {
+    assert_eq!(damage(view), Vec::<String>::new(), "{what}");
+    assert_eq!(status(view)["images"]["damaged"], json!([]), "{what}");
+    let remarks = remarks(view);
+    assert!(remarks.len() == 1 && remarks[0].contains(told), "{what}: {remarks:?}");
+    assert_good_is_served(view);
+}
+
+#[test]
+fn what_is_ordinary_is_remarked_and_is_no_damage() {
+    type Make = fn(&mut Store);
+    let rows: &[(&str, Make, &str, Option<&str>)] = &[
+        (
+            "an image that is not unpacked",
+            |store| {
+                let image = store.packed(&["packed"]);
+                store.name("default", "docker.io/library/odd:1", &image.manifest, 1);
+            },
+            "not unpacked: its layers are in no snapshot",
+            Some("by-tag/odd:1"),
+        ),
+        (
+            "what is no image",
+            |store| {
+                let document =
+                    json!({ "config": { "mediaType": "application/x", "digest": "sha256:00" }, "layers": [] });
+                let artifact = store.document(MANIFEST, &document);
+                store.name("default", "docker.io/library/odd:1", &artifact, 1);
+            },
+            "no image of a container",
+            Some("by-tag/odd:1"),
+        ),
+        (
+            "two namespaces with one name",
+            |store| drop(store.image("second", GOOD, &["older"])),
+            "which by-id has",
+            None,
+        ),
+        (
+            "a name that is no reference",
+            |store| {
+                let image = store.packed(&["good base", "good top"]);
+                store.name("default", "a b", &image.manifest, 1);
+            },
+            "by its ID alone",
+            None,
+        ),
+        (
+            "a container in a directory",
+            |store| put(&mut store.meta, &["v1", "default", "containers", "odd", "snapshotKey"], ""),
+            "no snapshot, but a root of its own",
+            Some("by-container/odd"),
+        ),
+    ];
+    for (what, make, told, place) in rows {
+        let (_dir, mut store) = with_good("ordinary-");
+        make(&mut store);
+        // Of two images with one name the sound one is the newer.
+        let good = store.packed(&["good base", "good top"]).manifest;
+        store.name("default", GOOD, &good, 1_800_000_000);
+        store.write();
+        let view = open(&store.root);
+        assert_remarked(&view, what, told);
+        let Some(place) = place else { continue };
+        assert!(read(&view, &format!("{place}/damage")).is_ok_and(|text| text.contains(told)), "{what}");
+        assert!(!names(&view, place).iter().any(|name| name == "merged"), "{what}");
+        let tree = place.replace("by-tag/", "merged/");
+        let tree = if tree == *place { format!("{place}/merged") } else { tree };
+        let refused = find(&view, &tree).unwrap_err();
+        assert!(refused.errno() == Errno::IO && refused.to_string().contains(told), "{what}: {refused}");
+    }
+}
+
+#[test]
+fn remarks_are_told_one_by_one_and_then_counted() {
+    let (_dir, mut store) = with_good("remarks-");
+    for number in 0..250 {
+        let image = store.packed(&[format!("text {number}").as_str()]);
+        store.name("default", &format!("docker.io/library/packed:{number}"), &image.manifest, 1);
+    }
+    store.write();
+    let view = open(&store.root);
+    assert_eq!((remarks(&view).len(), &status(&view)["more_remarks"]), (100, &json!(150)));
+    assert_eq!(damage(&view), Vec::<String>::new());
+    assert!(read(&view, "by-tag/packed:249/damage").unwrap().contains("not unpacked"));
+    // What becomes of it is followed.
+    store.image("default", "docker.io/library/packed:7", &["text 7"]);
+    store.write();
+    assert_eq!(read(&view, "merged/packed:7/file-0").as_deref(), Ok("text 7"));
+    assert_eq!(status(&view)["more_remarks"], json!(149));
 }
 
 /// Containers of odd IDs, without snapshots, and upon what is no image's layer.

@@ -415,7 +415,7 @@ fn look(root: &Path, what: &str) -> (Vec<Damage>, Answers, View) {
         let answers = support::view::read(&view, &plainly);
         // By another who may have given up.
         let _ = send.send(());
-        (view.damage().to_vec(), answers, view)
+        ([view.damage(), view.remarks()].concat(), answers, view)
     });
     if seen.recv_timeout(CASE_MAX) == Err(mpsc::RecvTimeoutError::Timeout) {
         panic!("{what}: no answer within {CASE_MAX:?}");

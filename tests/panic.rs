@@ -121,6 +121,7 @@ impl Store for OneImage {
             stored: Timestamp::default(),
             has_config: true,
             damage: Vec::new(),
+            remarks: Vec::new(),
             stamp: Stamp::default(),
         };
         let record = LayerRecord {

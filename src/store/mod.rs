@@ -381,6 +381,8 @@ pub struct Catalogue {
     pub containers: BTreeMap<ContainerId, Arc<Container>>,
     /// All that is wrong.
     pub damage: Vec<Damage>,
+    /// What is not shown as one might expect, though nothing is wrong with the store.
+    pub remarks: Vec<Damage>,
     /// The lists that could not be read, and why. There may be more than what is here.
     pub unread: BTreeMap<List, String>,
     /// When the store was last changed, as far as its own files tell.
@@ -389,7 +391,7 @@ pub struct Catalogue {
     pub looks: u64,
 }
 
-/// Something wrong with a store.
+/// Something wrong with a store, or remarkable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Damage {
     /// The file or object.
@@ -442,6 +444,8 @@ pub struct Image {
     pub has_config: bool,
     /// What is wrong with the image, a sentence each.
     pub damage: Vec<String>,
+    /// Why its tree cannot be shown though nothing is wrong with it, a sentence each.
+    pub remarks: Vec<String>,
     /// The state of the store's file that holds the config.
     pub stamp: Stamp,
 }
@@ -551,7 +555,7 @@ pub struct Container {
     pub config_bytes: Option<u64>,
     /// When the config was written.
     pub stored: Timestamp,
-    /// What is wrong with the container, a sentence each.
+    /// What is wrong with the container, or why its tree cannot be shown otherwise, a sentence each.
     pub damage: Vec<String>,
 }
 
@@ -585,10 +589,15 @@ impl Catalogue {
     /// Whether another says the same of the store, by however many looks.
     #[must_use]
     pub fn says_as(&self, other: &Self) -> bool {
-        let Self { images, references, layers, containers, damage, unread, changed, looks: _ } = self;
+        let Self { images, references, layers, containers, damage, remarks, unread, changed, looks: _ } = self;
         (images, references, layers) == (&other.images, &other.references, &other.layers)
             && (containers, damage, unread) == (&other.containers, &other.damage, &other.unread)
-            && *changed == other.changed
+            && (remarks, *changed) == (&other.remarks, other.changed)
+    }
+
+    /// All that is wrong, and then what else is remarkable.
+    pub fn told(&self) -> impl Iterator<Item = &Damage> {
+        self.damage.iter().chain(&self.remarks)
     }
 
     /// The records that an image's tree stands upon, top first: of whole trees the top one, whatever is below it.
@@ -639,6 +648,17 @@ impl Catalogue {
 }
 
 impl Image {
+    /// Why the image's tree cannot be shown, a sentence each; none where it can.
+    pub fn hindrances(&self) -> impl Iterator<Item = &String> {
+        self.damage.iter().chain(&self.remarks)
+    }
+
+    /// Whether nothing keeps the image's tree from being shown, as far as the store's lists tell.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.hindrances().next().is_none()
+    }
+
     /// The chain ID of the top layer; `None` for an image without layers.
     #[must_use]
     pub fn top(&self) -> Option<ChainId> {

@@ -148,18 +148,18 @@ impl Told {
     }
 }
 
-/// Adds to each damaged object the images that suffer from it.
-pub(super) fn blame(catalogue: &mut Catalogue, damage: Vec<(Damage, ImageId)>) {
+/// Adds to what is told of each object the images that suffer from it.
+pub(super) fn blame(told: &mut Vec<Damage>, damage: Vec<(Damage, ImageId)>) {
     let key = |damage: &Damage| (damage.what.clone(), damage.why.clone());
-    let known = catalogue.damage.iter().enumerate();
+    let known = told.iter().enumerate();
     let mut places: BTreeMap<_, _> = known.map(|(place, damage)| (key(damage), place)).collect();
     for (found, id) in damage {
-        let next = catalogue.damage.len();
+        let next = told.len();
         let place = *places.entry(key(&found)).or_insert(next);
         if place == next {
-            catalogue.damage.push(found);
+            told.push(found);
         }
-        if let Some(damage) = catalogue.damage.get_mut(place) {
+        if let Some(damage) = told.get_mut(place) {
             damage.images.insert(id);
         }
     }

@@ -106,8 +106,8 @@ pub(super) fn json(document: &impl Serialize) -> Vec<u8> {
 }
 
 /// What is wrong, a line each.
-pub(super) fn damage(sentences: &[String]) -> Vec<u8> {
-    sentences.iter().map(|sentence| format!("{sentence}\n")).collect::<String>().into_bytes()
+pub(super) fn damage<'a>(sentences: impl IntoIterator<Item = &'a String>) -> Vec<u8> {
+    sentences.into_iter().map(|sentence| format!("{sentence}\n")).collect::<String>().into_bytes()
 }
 
 /// A row per build step, first to last: the number of the layer that it made or `-`, that layer's size in bytes, when,

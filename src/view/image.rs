@@ -8,7 +8,7 @@
 //! layers/<n>/        layer n, 0 at the base; absent where the layer is damaged
 //! layers/<n>.json    what the store knows of it
 //! merged             link to the union of all layers
-//! damage             what is wrong with the image; only where something is
+//! damage             what is wrong with the image, or why else it has no tree; only where something is
 //! ```
 
 use std::sync::Arc;
@@ -58,13 +58,11 @@ impl ImageDir {
                 let records = self.layers.records().map(|record| record.map(Arc::as_ref));
                 told(facts::history(self.shared.store.as_ref(), image, records)?, image.stored)
             }
-            "damage" if !image.damage.is_empty() => {
-                Entry::text(Text::ready(facts::damage(&image.damage), image.stored))
-            }
+            "damage" if !image.is_whole() => Entry::text(Text::ready(facts::damage(image.hindrances()), image.stored)),
             "layers" if image.has_config => {
                 LayersDir::node(&self.shared, self.layers.clone(), Some(image), image.stored)
             }
-            "merged" if image.has_config && image.damage.is_empty() => {
+            "merged" if image.has_config && image.is_whole() => {
                 let target = format!("{}merged/{}", "../".repeat(self.depth), image.id.hex());
                 Entry::link(Link::new(target.into_bytes(), image.stored))
             }
@@ -78,7 +76,7 @@ impl ImageDir {
     /// [`Error::Stale`] where it is not.
     fn settle(&self) -> Result<()> {
         let known = self.shared.known();
-        if self.image.damage.iter().any(|why| known.is_doubtful(why)) {
+        if self.image.hindrances().any(|why| known.is_doubtful(why)) {
             return Err(Error::Stale { what: format!("image {}", self.image.id) });
         }
         Ok(())
@@ -93,7 +91,8 @@ fn told(told: facts::Told, time: Timestamp) -> Entry {
 
 impl Section for ImageDir {
     fn identity(&self) -> Vec<u8> {
-        self.layers.identity(&format!("{}\t{}", self.image.id, self.image.damage.join("\n")))
+        let hindrances: Vec<&str> = self.image.hindrances().map(String::as_str).collect();
+        self.layers.identity(&format!("{}\t{}", self.image.id, hindrances.join("\n")))
     }
 
     fn time(&self) -> Timestamp {

@@ -36,7 +36,7 @@ impl Merged {
 
     fn image(&self, snapshot: &Snapshot, id: &ImageId) -> Result<Option<Entry>> {
         let Some(image) = snapshot.catalogue.images.get(id) else { return Ok(None) };
-        if let Some(why) = image.damage.first() {
+        if let Some(why) = image.hindrances().next() {
             return Err(Error::damaged(format!("image {id}"), why.clone()));
         }
         if !image.has_config {

@@ -57,6 +57,8 @@ pub use text::Text;
 
 /// How many unions are remembered between look-ups.
 const UNIONS_MAX: NonZeroUsize = NonZeroUsize::new(64).unwrap();
+/// As many remarks on a store are told one by one.
+const REMARKS_MAX: usize = 100;
 /// How often the store is read before damage is believed that may be but the middle of a change.
 const READINGS_MAX: usize = 3;
 /// How long a change is given to go on, longer than a file system's clock takes to tell it from the next.
@@ -352,6 +354,12 @@ impl View {
         self.members.known().iter().flat_map(|member| member.known().catalogue.damage.clone()).collect()
     }
 
+    /// What was remarkable about the stores when they were last read, though nothing is wrong.
+    #[must_use]
+    pub fn remarks(&self) -> Vec<Damage> {
+        self.members.known().iter().flat_map(|member| member.known().catalogue.remarks.clone()).collect()
+    }
+
     /// How often a store was read again because it changed.
     #[must_use]
     pub fn rescans(&self) -> u64 {
@@ -401,7 +409,8 @@ impl Shared {
         let arrangement = 0;
         let reader = Reader { store: store.as_ref(), above: &above, arrangement, latest: &latest };
         let snapshot = reader.read_calmly(None, Reading::Whole, &nothing)?;
-        let damage = snapshot.catalogue.damage.iter().map(|damage| (key(damage), Since::Long)).collect();
+        let damage = snapshot.catalogue.told().map(|damage| (key(damage), Since::Long)).collect();
+        log_remarks(snapshot.catalogue.remarks.iter());
         let seen = Arc::new(Mutex::new(Seen { damage, held_back: None, held_since: None }));
         let snapshot = RwLock::new(Arc::new(snapshot));
         Ok(Self { store, options, above, arrangement, latest, snapshot, rescans: Arc::default(), seen })
@@ -472,9 +481,9 @@ impl Shared {
             Ok(mut fresh) => {
                 log::debug!("the store was read again");
                 self.rescans.fetch_add(1, Ordering::Relaxed);
-                let sightings = look_again(&fresh.catalogue.damage, &seen.damage);
+                let sightings = look_again(&fresh.catalogue, &seen.damage);
                 let is_lately = |damage: &&Damage| sightings.get(&key(damage)).is_some_and(Since::is_lately);
-                let (doubtful, certain): (Vec<_>, Vec<_>) = fresh.catalogue.damage.iter().partition(is_lately);
+                let (doubtful, certain): (Vec<_>, Vec<_>) = fresh.catalogue.told().partition(is_lately);
                 // Not for long, as there may be something new that cannot be read again and again.
                 let is_patient = seen.held_since.is_none_or(|since| since.elapsed() < CERTAIN_AFTER);
                 let is_held_back = reading == Reading::Changes && is_patient;
@@ -642,20 +651,38 @@ fn undamaged<T>(node: Result<T>) -> Result<Option<T>> {
     }
 }
 
-/// Since when this damage was seen; warns of what has become certain.
-fn look_again(damage: &[Damage], before: &Sightings) -> Sightings {
-    let since = |damage: &Damage| {
-        let since = match before.get(&key(damage)) {
-            None => Since::Lately(Instant::now()),
-            Some(Since::Lately(begun)) if begun.elapsed() >= CERTAIN_AFTER => {
-                log::warn!("{}: {}", damage.what, damage.why);
-                Since::Long
-            }
-            Some(since) => *since,
-        };
-        (key(damage), since)
+/// Since when this damage and these remarks were seen; tells what has become certain, and warns of damage.
+fn look_again(catalogue: &Catalogue, before: &Sightings) -> Sightings {
+    let now = |one: &Damage| match before.get(&key(one)) {
+        None => Since::Lately(Instant::now()),
+        Some(Since::Lately(begun)) if begun.elapsed() >= CERTAIN_AFTER => Since::Long,
+        Some(since) => *since,
     };
-    damage.iter().map(since).collect()
+    let seen: Sightings = catalogue.told().map(|one| (key(one), now(one))).collect();
+    let has_settled = |one: &&Damage| {
+        let of = |sightings: &Sightings| sightings.get(&key(one)).copied();
+        of(before).is_some_and(|since| since.is_lately()) && of(&seen).is_some_and(|since| !since.is_lately())
+    };
+    for damage in catalogue.damage.iter().filter(has_settled) {
+        log::warn!("{damage}");
+    }
+    log_remarks(catalogue.remarks.iter().filter(has_settled));
+    seen
+}
+
+/// Tells what is remarkable, but not too much at once.
+fn log_remarks<'a>(remarks: impl Iterator<Item = &'a Damage>) {
+    let mut untold = 0_usize;
+    for (number, remark) in remarks.enumerate() {
+        if number < REMARKS_MAX {
+            log::info!("{remark}");
+        } else {
+            untold = untold.saturating_add(1);
+        }
+    }
+    if untold > 0 {
+        log::info!("{untold} more remarks on the store");
+    }
 }
 
 impl Snapshot {
@@ -683,7 +710,7 @@ impl Reader<'_> {
             let fresh = self.read(known, reading)?;
             let has_stood_still = fresh.is_settled && self.store.generation()? == fresh.generation;
             let is_new = |damage: &Damage| !seen.contains_key(&key(damage));
-            if has_stood_still || readings >= READINGS_MAX || !fresh.catalogue.damage.iter().any(is_new) {
+            if has_stood_still || readings >= READINGS_MAX || !fresh.catalogue.told().any(is_new) {
                 return Ok(fresh);
             }
             readings = readings.saturating_add(1);
@@ -737,7 +764,7 @@ impl Reader<'_> {
             begun,
             reading,
             is_in_doubt: false,
-            certain: catalogue.damage.iter().map(ToString::to_string).collect(),
+            certain: catalogue.told().map(ToString::to_string).collect(),
             time,
             tags: NameTree::tags(&catalogue),
             digests: NameTree::digests(&catalogue),
@@ -774,7 +801,7 @@ fn hide(catalogue: &mut Catalogue, above: &Snapshot) -> Vec<(Reference, ImageId)
     let (hidden, shown): (BTreeMap<_, _>, BTreeMap<_, _>) = all.into_iter().partition(|(name, _)| is_above(name));
     catalogue.references = shown;
     let named: BTreeSet<ImageId> = catalogue.references.values().copied().collect();
-    let is_sound = |id: &ImageId| above.catalogue.images.get(id).is_some_and(|image| image.damage.is_empty());
+    let is_sound = |id: &ImageId| above.catalogue.images.get(id).is_some_and(|image| image.is_whole());
     catalogue.images.retain(|id, _| named.contains(id) || !is_sound(id));
     for (id, image) in &mut catalogue.images {
         if image.standing == Standing::Referenced && !named.contains(id) {

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Entry, Form, Owners, Shared, Snapshot, Text, facts};
+use super::{Entry, Form, Owners, REMARKS_MAX, Shared, Snapshot, Text, facts};
 use crate::meta::Timestamp;
 use crate::store::{Catalogue, Image, Standing};
 
@@ -105,9 +105,17 @@ struct Status<'a> {
     capabilities: Option<Vec<String>>,
     confinement: &'a [Measure],
     damage: Vec<Damage>,
+    /// What is not shown as one might expect, though nothing is wrong, and how much more of that there is.
+    remarks: Vec<Damage>,
+    #[serde(skip_serializing_if = "is_none")]
+    more_remarks: usize,
     /// Where someone serves the view.
     #[serde(skip_serializing_if = "Option::is_none")]
     figures: Option<Figures>,
+}
+
+fn is_none(count: &usize) -> bool {
+    *count == 0
 }
 
 /// A store, and the state in which it is.
@@ -144,12 +152,22 @@ enum HiddenName {
     Container { name: String, container: String },
 }
 
-/// As [`crate::store::Damage`].
+/// As [`crate::store::Damage`], damage or a remark.
 #[derive(Serialize)]
 struct Damage {
     object: String,
     reason: String,
     images: Vec<String>,
+}
+
+impl From<&crate::store::Damage> for Damage {
+    fn from(damage: &crate::store::Damage) -> Self {
+        Self {
+            object: damage.what.clone(),
+            reason: damage.why.clone(),
+            images: damage.images.iter().map(ToString::to_string).collect(),
+        }
+    }
 }
 
 /// The file at the root.
@@ -199,11 +217,7 @@ fn content(states: &[State<'_>], figures: Option<Figures>) -> Vec<u8> {
     };
     // What the options say is the same for all stores.
     let options = states.first().map(|(store, _)| &store.options);
-    let damage = catalogues().flat_map(|catalogue| &catalogue.damage).map(|damage| Damage {
-        object: damage.what.clone(),
-        reason: damage.why.clone(),
-        images: damage.images.iter().map(ToString::to_string).collect(),
-    });
+    let remarks = || catalogues().flat_map(|catalogue| &catalogue.remarks);
     facts::json(&Status {
         version: env!("CARGO_PKG_VERSION"),
         source: options.map(|options| options.source.to_string_lossy().into_owned()).unwrap_or_default(),
@@ -230,7 +244,9 @@ fn content(states: &[State<'_>], figures: Option<Figures>) -> Vec<u8> {
         hidden: states.iter().flat_map(hidden).collect(),
         capabilities: capabilities(),
         confinement: options.map(|options| options.confinement.as_slice()).unwrap_or_default(),
-        damage: damage.collect(),
+        damage: catalogues().flat_map(|catalogue| &catalogue.damage).map(Damage::from).collect(),
+        remarks: remarks().take(REMARKS_MAX).map(Damage::from).collect(),
+        more_remarks: remarks().skip(REMARKS_MAX).count(),
         figures,
     })
 }

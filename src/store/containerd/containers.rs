@@ -231,13 +231,17 @@ fn finish(
     let mut container =
         Container { image: draft.image, config_bytes: draft.config_bytes, stored: draft.stored, ..Container::of(id) };
     let mut wrong: Vec<Damage> = draft.wrong.iter().cloned().collect();
-    if let Err(damage) = layers(draft, layout, &mut container)? {
+    let remark = own_root(draft);
+    if !draft.snapshotter.is_empty()
+        && let Err(damage) = layers(draft, layout, &mut container)?
+    {
         wrong.push(damage);
     }
-    if draft.is_dead && !wrong.is_empty() {
+    if draft.is_dead && !(wrong.is_empty() && remark.is_none()) {
         return Ok(None);
     }
-    container.damage = wrong.iter().map(ToString::to_string).collect();
+    container.damage = wrong.iter().chain(&remark).map(ToString::to_string).collect();
+    catalogue.remarks.extend(remark);
     for damage in wrong {
         told.tell(damage, catalogue);
     }
@@ -251,19 +255,26 @@ fn finish(
     Ok(Some(container))
 }
 
+/// A container as messages have it.
+fn shown(draft: &Draft) -> String {
+    format!("the container {:?} of the namespace {:?}", draft.id, draft.namespace)
+}
+
+/// That a container runs in a directory that is no snapshot, as of `ctr run --rootfs`.
+fn own_root(draft: &Draft) -> Option<Damage> {
+    let is_so = draft.wrong.is_none() && draft.snapshotter.is_empty();
+    is_so.then(|| Damage::of(shown(draft), "it has no snapshot, but a root of its own"))
+}
+
 /// Finds a container's own layers, and the one of its image that they lie upon.
 ///
 /// # Errors
 /// Transient ones; what is wrong with the layers is an answer.
 fn layers(draft: &Draft, layout: &Layout<'_>, container: &mut Container) -> Result<Judged<()>> {
-    let shown = || format!("the container {:?} of the namespace {:?}", draft.id, draft.namespace);
     let place = Place { namespace: Arc::clone(&draft.namespace), snapshotter: draft.snapshotter.as_str().into() };
     if !NAMES.contains(&&*place.snapshotter) {
-        let why = match place.snapshotter.is_empty() {
-            true => "it has no snapshot, but a root of its own".to_owned(),
-            false => format!("its layers are of the snapshotter {:?}, which is not supported", place.snapshotter),
-        };
-        return Ok(Err(Damage::of(shown(), why)));
+        let why = format!("its layers are of the snapshotter {:?}, which is not supported", place.snapshotter);
+        return Ok(Err(Damage::of(shown(draft), why)));
     }
     let own = match own_layer(layout, &place, &draft.key, None)? {
         Ok(own) => own,

@@ -16,7 +16,7 @@ use crate::meta::Timestamp;
 use crate::reference::{Reference, Version};
 use crate::store::config::Config;
 use crate::store::reading::blame;
-use crate::store::{Catalogue, Damage, Image, ImageLayer, Stamp, Standing};
+use crate::store::{Catalogue, Damage, Image, ImageLayer, List, Stamp, Standing};
 
 /// The most indexes in one another.
 const DEPTH_MAX: usize = 8;
@@ -36,11 +36,12 @@ pub(super) struct Drafts {
 /// Of which configs it was found out whether they are for this machine: an index can name one a thousand times.
 type Platforms = BTreeMap<ImageId, bool>;
 
-/// An image's config, and what is wrong with it.
+/// An image's config, what is wrong with it, and that it is none.
 #[derive(Debug)]
 struct Draft {
     image: Arc<Image>,
     wrong: Vec<Damage>,
+    remark: Option<Damage>,
 }
 
 /// Tells of a layer's directory whether it holds the whole tree.
@@ -156,13 +157,13 @@ impl Drafts {
         for record in &records.images {
             let Some(target) = target_of(record) else {
                 let why = format!("its target {:?} is no SHA-256 digest", start_of(&record.digest));
-                names.tell(&mut catalogue.damage, Damage::of(shown(record), why));
+                tell(&mut names.damaged, &mut catalogue.damage, Damage::of(shown(record), why));
                 continue;
             };
             let Some(id) = self.choose(record, &target, content, catalogue) else { continue };
             let outcome = self.targets.get(&target);
             let found = outcome.map(|outcome| outcome.found.as_slice()).unwrap_or_default();
-            names.add(record, &target.0, id, found, &mut catalogue.damage);
+            names.add(record, &target.0, id, found, &mut catalogue.remarks);
             index.by_name.insert((Arc::clone(&record.namespace), record.name.clone()), id);
             index.by_digest.entry(target.0).or_insert(id);
             let is_index = outcome.is_some_and(|outcome| outcome.is_index);
@@ -205,16 +206,14 @@ impl Drafts {
             return Some(best.id);
         }
         let id = ImageId::from_hex(&target.0.hex())?;
-        let mut wrong = outcome.wrong.clone();
-        if wrong.is_empty() {
-            let why = match outcome.has_artifact {
-                true => "no image of a container",
-                false => "none of the manifests that its index names is here",
-            };
-            wrong.push(Damage::of(shown(record), why));
+        let (mut wrong, mut remark) = (outcome.wrong.clone(), None);
+        if wrong.is_empty() && outcome.has_artifact {
+            remark = Some(Damage::of(shown(record), "no image of a container"));
+        } else if wrong.is_empty() {
+            wrong.push(Damage::of(shown(record), "none of the manifests that its index names is here"));
         }
         let stored = content.root.stat(&blob_of(&id.hex())).ok().flatten().map_or(record.updated, |blob| blob.modified);
-        self.drafts.entry(id).or_insert_with(|| Draft { image: Arc::new(empty(id, stored)), wrong });
+        self.drafts.entry(id).or_insert_with(|| Draft { image: Arc::new(empty(id, stored)), wrong, remark });
         Some(id)
     }
 
@@ -223,20 +222,25 @@ impl Drafts {
         let sentence = |damage: &Damage| format!("{}: {}", damage.what, damage.why);
         let broken: BTreeMap<String, Damage> =
             catalogue.damage.iter().map(|damage| (sentence(damage), damage.clone())).collect();
-        let mut damage = Vec::new();
-        for (id, Draft { image, wrong }) in self.drafts {
-            let unsound = unsound_layers(&image, names, &broken, catalogue, is_whole);
+        let (mut damage, mut remarks) = (Vec::new(), Vec::new());
+        for (id, Draft { image, wrong, remark }) in self.drafts {
+            let remark = remark.or_else(|| not_unpacked(&image, names, catalogue));
+            let unsound = unsound_layers(&image, &broken, catalogue, is_whole);
             let wrong: Vec<Damage> = wrong.into_iter().chain(unsound).collect();
             let standing = if names.named.contains_key(&id) { Standing::Referenced } else { Standing::Dangling };
             let sentences: Vec<String> = wrong.iter().map(sentence).collect();
+            let remarked = remark.iter().map(sentence).collect();
             let documents = index.documents.get(&id);
             let manifest = documents.and_then(|known| content.kept(&known.manifest));
             let index = documents.and_then(|known| content.kept(known.index.as_ref()?));
-            let told = Image { standing, damage: sentences, manifest, index, ..Image::clone(&image) };
+            let told =
+                Image { standing, damage: sentences, remarks: remarked, manifest, index, ..Image::clone(&image) };
             catalogue.images.insert(id, if told == *image { image } else { Arc::new(told) });
             damage.extend(wrong.into_iter().map(|wrong| (wrong, id)));
+            remarks.extend(remark.map(|remark| (remark, id)));
         }
-        blame(catalogue, damage);
+        blame(&mut catalogue.damage, damage);
+        blame(&mut catalogue.remarks, remarks);
     }
 }
 
@@ -367,6 +371,7 @@ fn empty(id: ImageId, stored: Timestamp) -> Image {
         stored,
         has_config: false,
         damage: Vec::new(),
+        remarks: Vec::new(),
         stamp: Stamp::default(),
     }
 }
@@ -380,7 +385,7 @@ fn load(content: &Content, id: &ImageId, known: Option<&Arc<Image>>) -> Result<D
     let meta = content.root.stat(&file).ok().flatten();
     let is_same = |known: &Arc<Image>| meta.as_ref().is_some_and(|meta| Stamp::from(meta) == known.stamp);
     if let Some(known) = known.filter(|known| known.damage.is_empty() && known.has_config && is_same(known)) {
-        return Ok(Draft { image: Arc::clone(known), wrong: Vec::new() });
+        return Ok(Draft { image: Arc::clone(known), wrong: Vec::new(), remark: None });
     }
     let mut image = empty(*id, Timestamp::default());
     if let Some(meta) = meta {
@@ -395,7 +400,7 @@ fn load(content: &Content, id: &ImageId, known: Option<&Arc<Image>>) -> Result<D
         Err(error) => Err(error),
     };
     let wrong = outcome.err().map(|error| Damage::from_error(&content.root, &file, error)).transpose()?;
-    Ok(Draft { image: Arc::new(image), wrong: wrong.into_iter().collect() })
+    Ok(Draft { image: Arc::new(image), wrong: wrong.into_iter().collect(), remark: None })
 }
 
 fn fill(config: &[u8], image: &mut Image) -> std::result::Result<(), String> {
@@ -405,18 +410,26 @@ fn fill(config: &[u8], image: &mut Image) -> std::result::Result<(), String> {
     Ok(())
 }
 
-/// What is wrong with an image's layers: that there are none, or with which of them. Of whole trees the top one is all.
+/// That no snapshot has an image's top layer, which is ordinary: images are kept for other machines, or without being
+/// unpacked. Where not all layers could be read, it is not known.
+fn not_unpacked(image: &Image, names: &Names, catalogue: &Catalogue) -> Option<Damage> {
+    let is_known = |top: &ChainId| catalogue.layers.contains_key(top) || catalogue.unread.contains_key(&List::Layers);
+    let top = image.top().filter(|top| !is_known(top))?;
+    let what = names.named.get(&image.id).cloned().unwrap_or_else(|| format!("image {}", image.id));
+    Some(Damage::of(what, format!("not unpacked: {}", names.elsewhere(&top))))
+}
+
+/// What is wrong with an image's layers. Of whole trees the top one is all.
 fn unsound_layers(
     image: &Image,
-    names: &Names,
     broken: &BTreeMap<String, Damage>,
     catalogue: &Catalogue,
     is_whole: IsWhole<'_>,
 ) -> Vec<Damage> {
     let Some(top) = image.top() else { return Vec::new() };
     if !catalogue.layers.contains_key(&top) {
-        let what = names.named.get(&image.id).cloned().unwrap_or_else(|| format!("image {}", image.id));
-        return vec![Damage::of(what, format!("not unpacked: {}", names.elsewhere(&top)))];
+        let unread = catalogue.unread.get(&List::Layers);
+        return unread.and_then(|why| broken.get(why)).cloned().into_iter().collect();
     }
     let is_whole = catalogue.layers.get(&top).and_then(|top| top.cache_id.as_ref()).is_some_and(is_whole);
     let ground = if is_whole { vec![top] } else { catalogue.chains(top) };
@@ -430,6 +443,14 @@ fn unsound_layers(
     missing.map(|layer| Damage::of(format!("layer {}", layer.chain), "missing, though one above it is there")).collect()
 }
 
+/// Tells one of some, but not too many.
+fn tell(count: &mut usize, told: &mut Vec<Damage>, one: Damage) {
+    *count = count.saturating_add(1);
+    if *count <= TOLD_MAX {
+        told.push(one);
+    }
+}
+
 /// The names of images.
 #[derive(Debug, Default)]
 struct Names {
@@ -440,7 +461,9 @@ struct Names {
     digests: BTreeMap<Reference, ImageId>,
     /// An image's first name, as messages have it.
     named: BTreeMap<ImageId, String>,
-    told: usize,
+    /// How many records are damaged, and of how many there is something to remark.
+    damaged: usize,
+    remarked: usize,
     /// The snapshotters that are not read, by the layers that they have.
     others: BTreeMap<ChainId, String>,
 }
@@ -459,7 +482,7 @@ impl Names {
         target: &ManifestDigest,
         id: ImageId,
         found: &[Candidate],
-        damage: &mut Vec<Damage>,
+        remarks: &mut Vec<Damage>,
     ) {
         self.named.entry(id).or_insert_with(|| shown(record));
         for candidate in found {
@@ -471,7 +494,8 @@ impl Names {
             return;
         }
         let Ok(reference) = Reference::parse(&record.name) else {
-            self.tell(damage, Damage::of(shown(record), "the name is no reference, so it is shown by its ID alone"));
+            let why = "the name is no reference, so it is shown by its ID alone";
+            tell(&mut self.remarked, remarks, Damage::of(shown(record), why));
             return;
         };
         let digests = found.iter().map(|candidate| (candidate.manifest, candidate.id));
@@ -498,14 +522,6 @@ impl Names {
         }
     }
 
-    /// Tells what is wrong, but not of too many.
-    fn tell(&mut self, damage: &mut Vec<Damage>, one: Damage) {
-        self.told = self.told.saturating_add(1);
-        if self.told <= TOLD_MAX {
-            damage.push(one);
-        }
-    }
-
     /// Puts the references into a catalogue, and tells of those that name several images.
     fn finish(&mut self, catalogue: &mut Catalogue) {
         for (reference, losers) in std::mem::take(&mut self.clashes) {
@@ -521,12 +537,14 @@ impl Names {
                 winner.namespace,
                 losers.join(", ")
             );
-            self.tell(&mut catalogue.damage, Damage::of(format!("the name {reference}"), why));
+            tell(&mut self.remarked, &mut catalogue.remarks, Damage::of(format!("the name {reference}"), why));
         }
-        if let Some(more) = self.told.checked_sub(TOLD_MAX).filter(|more| *more > 0) {
-            let why = format!("of {more} more something is wrong");
-            catalogue.damage.push(Damage::of("the names of images".to_owned(), why));
-        }
+        let more = |told: usize, what: &str| {
+            let more = told.checked_sub(TOLD_MAX).filter(|more| *more > 0)?;
+            Some(Damage::of("the names of images".to_owned(), format!("of {more} more {what}")))
+        };
+        catalogue.damage.extend(more(self.damaged, "something is wrong"));
+        catalogue.remarks.extend(more(self.remarked, "there is as much to remark"));
         let tags = std::mem::take(&mut self.winners).into_iter().map(|(reference, winner)| (reference, winner.id));
         catalogue.references = std::mem::take(&mut self.digests).into_iter().chain(tags).collect();
     }

@@ -320,7 +320,7 @@ impl Reader<'_> {
             damage.extend(wrong.into_iter().map(|wrong| (wrong, id)));
             catalogue.images.insert(id, Arc::new(image));
         }
-        blame(catalogue, damage);
+        blame(&mut catalogue.damage, damage);
         catalogue.references = references.into_iter().filter(|(_, id)| stored.contains(id)).collect();
     }
 
@@ -337,6 +337,7 @@ impl Reader<'_> {
             stored: Timestamp::default(),
             has_config: false,
             damage: Vec::new(),
+            remarks: Vec::new(),
             stamp: Stamp::default(),
         };
         let mut wrong = Vec::new();

@@ -84,7 +84,7 @@ pub(super) fn read(
     {
         unread(catalogue, List::Layers, Damage::of(image.shown(&path(layerdb::LAYERS)), "missing"));
     }
-    blame(catalogue, damage);
+    blame(&mut catalogue.damage, damage);
     catalogue.references = references;
     Ok(())
 }
@@ -177,6 +177,7 @@ fn load(image: &Root, contents: Option<&Folder<'_>>, id: &ImageId, standing: Sta
         stored: Timestamp::default(),
         has_config: false,
         damage: Vec::new(),
+        remarks: Vec::new(),
         stamp: Stamp::default(),
     };
     let outcome = fill(image, contents, &mut loaded);

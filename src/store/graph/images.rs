@@ -126,7 +126,7 @@ impl Reader<'_> {
             wrong.extend(damage.into_iter().map(|damage| (damage, *id)));
             catalogue.images.insert(*id, Arc::new(image));
         }
-        blame(catalogue, wrong);
+        blame(&mut catalogue.damage, wrong);
         catalogue.references = references;
         Ok(())
     }
@@ -222,6 +222,7 @@ impl Reader<'_> {
             stored: own.map_or_else(Timestamp::default, |own| own.stored),
             has_config: own.is_some_and(|own| own.has_config),
             damage: damage.iter().map(ToString::to_string).collect(),
+            remarks: Vec::new(),
             stamp: own.map_or_else(Stamp::default, |own| own.json),
         };
         (image, damage)
