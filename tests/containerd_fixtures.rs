@@ -31,7 +31,7 @@ use fixture::{CONFIG, INDEX, Item, MANIFEST, Store, at, put};
 use rustix::io::Errno;
 use serde_json::{Value, json};
 use support::store::sha256_hex;
-use support::{eventually, scratch, worked};
+use support::{eventually, is_opened, scratch, worked};
 
 const GOOD: &str = "docker.io/library/good:1";
 
@@ -564,6 +564,34 @@ fn what_is_ordinary_is_remarked_and_is_no_damage() {
         let refused = find(&view, &tree).unwrap_err();
         assert!(refused.errno() == Errno::IO && refused.to_string().contains(told), "{what}: {refused}");
     }
+}
+
+/// Each change of the store has all of it read again but that.
+#[test]
+fn a_sound_config_is_not_read_again_whatever_is_wrong_otherwise() {
+    let (_dir, mut store) = with_good("again-");
+    let packed = store.packed(&["packed"]);
+    store.name("default", "docker.io/library/packed:1", &packed.manifest, 1);
+    let bad = store.image("default", "docker.io/library/bad:1", &["bad base", "bad top"]);
+    fs::remove_dir_all(&bad.directories[1]).unwrap();
+    let spoiled = store.image("default", "docker.io/library/spoiled:1", &["spoiled"]);
+    fs::write(store.blob_path(&spoiled.config), "{}").unwrap();
+    store.write();
+    let view = open(&store.root);
+    for (number, (image, is_read)) in [(&packed, false), (&bad, false), (&spoiled, true)].into_iter().enumerate() {
+        let name = format!("new:{number}");
+        store.name("default", &format!("docker.io/library/{name}"), &packed.manifest, 1);
+        store.write();
+        let look = || assert!(names(&view, "by-tag").contains(&name));
+        assert_eq!(is_opened(&store.blob_path(&image.config), look), is_read, "{}", image.config);
+    }
+    assert!(read(&view, "by-tag/bad:1/damage").unwrap().contains("is gone"));
+    assert!(read(&view, "by-tag/packed:1/damage").unwrap().contains("not unpacked"));
+    // What is known of it is enough when it is mended.
+    fs::create_dir_all(&bad.directories[1]).unwrap();
+    fs::write(bad.directories[1].join("file-1"), "mended").unwrap();
+    assert!(eventually(|| read(&view, "merged/bad:1/file-1").as_deref() == Ok("mended")));
+    assert_eq!(read(&view, "by-tag/bad:1/damage").ok(), None);
 }
 
 #[test]

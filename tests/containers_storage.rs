@@ -645,6 +645,24 @@ fn much_damage_takes_no_longer_for_each() {
 }
 
 #[test]
+fn a_sound_config_is_not_read_again_whatever_is_wrong_otherwise() {
+    let (_dir, mut store) = scratch_store("overlay");
+    let [base, _] = usual(&mut store);
+    let bad = store.layer("bad", Some(&base));
+    let image = store.image(&["localhost/bad:1"], &[&base, &bad]);
+    fs::remove_dir_all(&bad.dir).unwrap();
+    let view = view(&store);
+    assert!(!damage(&view).is_empty());
+    store.image(&["localhost/new:1"], &[&base]);
+    store.write();
+    let file = store.root().join("overlay-images").join(&image);
+    let file = file.join(format!("={}", support::storage::base64(format!("sha256:{image}").as_bytes())));
+    let look = || assert!(names(&view, "by-tag/localhost").contains(&"new:1".to_owned()));
+    assert!(!support::is_opened(&file, look));
+    assert_eq!(names(&view, "by-tag/localhost/bad:1/layers"), ["0", "0.json", "1.json"]);
+}
+
+#[test]
 fn changes_are_seen() {
     let (_dir, mut store) = scratch_store("overlay");
     let [_, top] = usual(&mut store);

@@ -120,6 +120,7 @@ impl Store for OneImage {
             index: None,
             stored: Timestamp::default(),
             has_config: true,
+            is_config_kept: true,
             damage: Vec::new(),
             remarks: Vec::new(),
             stamp: Stamp::default(),

@@ -442,6 +442,9 @@ pub struct Image {
     pub stored: Timestamp,
     /// Whether the config could be read and is the right one.
     pub has_config: bool,
+    /// Whether all that it says of layers and build steps is here, whatever else is wrong with the image: it need not be
+    /// read again while its file is the same.
+    pub is_config_kept: bool,
     /// What is wrong with the image, a sentence each.
     pub damage: Vec<String>,
     /// Why its tree cannot be shown though nothing is wrong with it, a sentence each.

@@ -39,8 +39,11 @@ pub mod tree;
 pub mod view;
 pub mod whole;
 
+use std::mem::MaybeUninit;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use tempfile::TempDir;
 
 /// How long the system may take for what it does on its own: to end a process, to let go of what is no longer used.
@@ -73,4 +76,13 @@ pub fn worked(work: impl FnOnce()) -> Duration {
     let before = now();
     work();
     now().checked_sub(before).expect("time that goes on")
+}
+
+/// Whether a file is opened by anyone while some work is done.
+pub fn is_opened(file: &Path, work: impl FnOnce()) -> bool {
+    let ear = inotify::init(CreateFlags::NONBLOCK).expect("an inotify instance");
+    inotify::add_watch(&ear, file, WatchFlags::OPEN).expect("watch a file");
+    work();
+    let mut buffer = [MaybeUninit::uninit(); 4_096];
+    inotify::Reader::new(&ear, &mut buffer).next().is_ok()
 }

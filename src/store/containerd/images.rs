@@ -370,6 +370,7 @@ fn empty(id: ImageId, stored: Timestamp) -> Image {
         index: None,
         stored,
         has_config: false,
+        is_config_kept: false,
         damage: Vec::new(),
         remarks: Vec::new(),
         stamp: Stamp::default(),
@@ -384,7 +385,7 @@ fn load(content: &Content, id: &ImageId, known: Option<&Arc<Image>>) -> Result<D
     let file = blob_of(&id.hex());
     let meta = content.root.stat(&file).ok().flatten();
     let is_same = |known: &Arc<Image>| meta.as_ref().is_some_and(|meta| Stamp::from(meta) == known.stamp);
-    if let Some(known) = known.filter(|known| known.damage.is_empty() && known.has_config && is_same(known)) {
+    if let Some(known) = known.filter(|known| known.is_config_kept && is_same(known)) {
         return Ok(Draft { image: Arc::clone(known), wrong: Vec::new(), remark: None });
     }
     let mut image = empty(*id, Timestamp::default());
@@ -407,6 +408,7 @@ fn fill(config: &[u8], image: &mut Image) -> std::result::Result<(), String> {
     let config = Config::parse(config)?;
     image.history = config.history;
     image.layers = config.layers?;
+    image.is_config_kept = true;
     Ok(())
 }
 

@@ -271,7 +271,7 @@ type Told = (Vec<Step>, std::result::Result<Vec<ImageLayer>, String>);
 
 fn read_config(root: &Root, file: &TreePath, meta: &Meta, digest: &ImageId, known: Option<&Image>) -> Result<Told> {
     // Content cannot change under an ID.
-    let is_same = |known: &&Image| known.stamp == Stamp::from(meta) && known.has_config && known.damage.is_empty();
+    let is_same = |known: &&Image| known.stamp == Stamp::from(meta) && known.is_config_kept;
     if let Some(known) = known.filter(is_same) {
         let mut layers: Vec<ImageLayer> = Vec::with_capacity(known.layers.len());
         for diff in known.layers.iter().filter_map(|layer| layer.diff) {
@@ -336,6 +336,7 @@ impl Reader<'_> {
             index: None,
             stored: Timestamp::default(),
             has_config: false,
+            is_config_kept: false,
             damage: Vec::new(),
             remarks: Vec::new(),
             stamp: Stamp::default(),
@@ -384,6 +385,7 @@ impl Reader<'_> {
             let counts = self.layering == Layering::Deltas || place.saturating_add(1) == stack.len();
             wrong.extend(self.broken.get(id).filter(|_| counts).cloned());
         }
+        image.is_config_kept = image.layers.len() == named.len();
         wrong
     }
 

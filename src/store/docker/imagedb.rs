@@ -176,6 +176,7 @@ fn load(image: &Root, contents: Option<&Folder<'_>>, id: &ImageId, standing: Sta
         index: None,
         stored: Timestamp::default(),
         has_config: false,
+        is_config_kept: false,
         damage: Vec::new(),
         remarks: Vec::new(),
         stamp: Stamp::default(),
@@ -206,6 +207,7 @@ fn fill(image: &Root, contents: Option<&Folder<'_>>, loaded: &mut Image) -> Resu
     let config = Config::parse(&config).map_err(|why| Error::damaged(image.shown(&file), why))?;
     loaded.history = config.history;
     loaded.layers = config.layers.map_err(|why| Error::damaged(image.shown(&file), why))?;
+    loaded.is_config_kept = true;
     Ok(())
 }
 

@@ -221,6 +221,7 @@ impl Reader<'_> {
             index: None,
             stored: own.map_or_else(Timestamp::default, |own| own.stored),
             has_config: own.is_some_and(|own| own.has_config),
+            is_config_kept: false,
             damage: damage.iter().map(ToString::to_string).collect(),
             remarks: Vec::new(),
             stamp: own.map_or_else(Stamp::default, |own| own.json),
