@@ -231,6 +231,37 @@ fn lists_of_images_lead_to_the_one_for_this_machine() {
     assert!(json_of(&view, &format!("by-id/{list}/manifest.json"))["manifests"].is_array());
 }
 
+/// As `podman manifest create` and `add` leave them.
+#[test]
+fn lists_that_are_made_here_are_sound() {
+    let (_dir, mut store) = scratch_store("overlay");
+    let [base, _] = usual(&mut store);
+    let own = store.image(&[], &[&base]);
+    let digest = store.digest_of(&own);
+    let filled = store.list(&["localhost/filled:1"], &[(&digest, "amd64")]);
+    let empty = store.list(&["localhost/empty:1"], &[]);
+    let text = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": null});
+    store.document(&empty, "manifest", text.to_string().as_bytes());
+    // The digest stays that of the list as it was made.
+    let made = format!("sha256:{}", sha256_hex(text.to_string()));
+    let now = store.digest_of(&filled);
+    for entry in store.images.iter_mut().rev().take(2) {
+        entry["digest"] = json!(made);
+    }
+    let view = view(&store);
+    assert_served(&view);
+    assert_eq!(damage(&view), [""; 0]);
+    let remarks: Vec<String> = view.remarks().iter().map(ToString::to_string).collect();
+    assert_eq!(remarks, ["the image \"localhost/empty:1\": a list without images"]);
+    assert_eq!(json_of(&view, "status")["images"]["damaged"], json!([]));
+    assert_eq!(read(&view, &format!("by-id/{empty}/damage")).unwrap().trim_end(), remarks[0]);
+    assert_eq!(json_of(&view, &format!("by-id/{filled}/manifest.json"))["manifests"][0]["digest"], json!(digest));
+    assert_eq!(names(&view, "merged/localhost/filled:1"), ["base"]);
+    let listed = names(&view, "by-digest/localhost");
+    let of = |name: &str, digest: &str| listed.contains(&format!("{name}@{digest}"));
+    assert!(of("filled", &now) && !of("filled", &made) && of("empty", &made), "{listed:?}");
+}
+
 #[test]
 fn an_id_that_was_made_up_leads_to_the_config() {
     let (_dir, mut store) = scratch_store("overlay");
@@ -386,7 +417,8 @@ fn an_image_that_is_being_made_is_not_there_yet() {
     listed["big-data-names"] = json!([format!("sha256:{id}")]);
     let view2 = view(&store);
     assert_served(&view2);
-    assert!(damage(&view2).iter().any(|why| why.ends_with(": missing")), "{:?}", damage(&view2));
+    let told = ": missing, though it is the config of the image \"localhost/new:1\"";
+    assert!(damage(&view2).iter().any(|why| why.ends_with(told)), "{:?}", damage(&view2));
 }
 
 /// What is done to a store, and what is then told; what `usual` made is served all the same.

@@ -56,10 +56,21 @@ pub(super) struct Manifest {
     #[serde(default)]
     schema_version: Option<u64>,
     #[serde(default)]
+    media_type: Option<String>,
+    #[serde(default)]
     config: Option<Descriptor>,
     /// Of a list, one for each platform.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "present")]
     manifests: Option<Instances>,
+}
+
+/// What a list of images may call itself.
+const LIST_TYPES: [&str; 2] =
+    ["application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"];
+
+/// What stands under a key that is there: an empty list is `null`, as Go writes it.
+fn present<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Instances>, D::Error> {
+    Option::<Instances>::deserialize(from).map(|found| Some(found.unwrap_or_default()))
 }
 
 #[derive(Debug, Deserialize)]
@@ -140,7 +151,8 @@ impl Manifest {
 
     /// Whether this is a list of manifests.
     pub(super) fn is_list(&self) -> bool {
-        self.manifests.is_some() && self.config.is_none()
+        let is_called_one = || self.media_type.as_deref().is_some_and(|own| LIST_TYPES.contains(&own));
+        self.config.is_none() && (self.manifests.is_some() || is_called_one())
     }
 
     /// The digest of the config.
@@ -214,6 +226,11 @@ mod tests {
         assert!(list.is_list());
         let order: Vec<String> = list.instances().iter().map(|instance| instance.digest.to_string()).collect();
         assert_eq!(order, [digest("c"), digest("a"), digest("b")]);
-        assert!(!Manifest::parse(b"{\"config\":{},\"layers\":[]}").unwrap().is_list());
+        let is_list = |text: &str| Manifest::parse(text.as_bytes()).unwrap().is_list();
+        assert!(!is_list("{\"config\":{},\"layers\":[]}"));
+        assert!(!is_list("{\"schemaVersion\":2}"));
+        // As podman writes one without images.
+        assert!(is_list("{\"schemaVersion\":2,\"manifests\":null}"));
+        assert!(is_list("{\"mediaType\":\"application/vnd.oci.image.index.v1+json\"}"));
     }
 }

@@ -33,9 +33,17 @@ pub(super) struct Loaded<'a> {
 #[derive(Debug)]
 enum Is {
     Image(Found),
-    /// A list of images, for each platform one.
-    List(Vec<Instance>, Meta),
+    List(FoundList),
     Damaged(Damage),
+}
+
+/// A list of images, for each platform one.
+#[derive(Debug)]
+struct FoundList {
+    instances: Vec<Instance>,
+    meta: Meta,
+    /// That of the document: the engine leaves in its own list what it was when the list was made.
+    digest: ManifestDigest,
 }
 
 /// A config that was read.
@@ -140,14 +148,25 @@ fn verified(root: &Root, file: &TreePath, digest: &ImageId) -> Result<Vec<u8>> {
     Ok(config)
 }
 
-/// The file of the manifest that an image's digest names, or else of the one that was written last.
-fn find_manifest(root: &Root, image: &ListedImage) -> Result<Option<(TreePath, Meta)>> {
-    if let Some(digest) = &image.digest
-        && let Some(found) = find(root, &image.id, &manifest_key(digest))?
+/// The file of a manifest.
+#[derive(Debug)]
+struct ManifestFile {
+    file: TreePath,
+    meta: Meta,
+    /// The digest by which it was found, which is then that of the content.
+    digest: Option<ManifestDigest>,
+}
+
+/// The file of the manifest that an image's digest names, or else of the one that was written last, of which that digest
+/// need not be: the engine adds to lists and leaves the digest that they had.
+fn find_manifest(root: &Root, image: &ListedImage) -> Result<Option<ManifestFile>> {
+    if let Some(digest) = image.digest
+        && let Some((file, meta)) = find(root, &image.id, &manifest_key(&digest))?
     {
-        return Ok(Some(found));
+        return Ok(Some(ManifestFile { file, meta, digest: Some(digest) }));
     }
-    find(root, &image.id, MANIFEST)
+    let last = find(root, &image.id, MANIFEST)?;
+    Ok(last.map(|(file, meta)| ManifestFile { file, meta, digest: None }))
 }
 
 /// An image's manifest, byte for byte.
@@ -156,11 +175,11 @@ fn find_manifest(root: &Root, image: &ListedImage) -> Result<Option<(TreePath, M
 /// As [`crate::store::Store::manifest`].
 pub(super) fn manifest(root: &Root, image: &ListedImage) -> Result<Vec<u8>> {
     let stale = || Error::Stale { what: format!("the manifest of image {}", image.id) };
-    let (file, _) = find_manifest(root, image)?.ok_or_else(stale)?;
+    let ManifestFile { file, digest, .. } = find_manifest(root, image)?.ok_or_else(stale)?;
     let content = read(root, &file)?;
-    let is_hashed = Manifest::parse(&content).is_ok_and(|manifest| manifest.is_hashed());
-    match &image.digest {
-        Some(digest) if is_hashed && ManifestDigest::of_manifest(&content) != *digest => {
+    let is_hashed = Manifest::parse(&content).is_ok_and(|manifest| manifest.is_hashed() && !manifest.is_list());
+    match digest {
+        Some(digest) if is_hashed && ManifestDigest::of_manifest(&content) != digest => {
             let why = format!("its SHA-256 is not {}", digest.hex());
             Err(Error::damaged(root.shown(&file), why))
         }
@@ -199,9 +218,9 @@ pub(super) fn load<'a>(
         // That a manifest cannot be looked at is no harm to the image.
         let manifest = match find_manifest(root, image) {
             Err(error) if error.is_transient() => return Err(error),
-            found => found.ok().flatten().filter(|(_, meta)| meta.kind == Kind::Regular),
+            found => found.ok().flatten().filter(|found| found.meta.kind == Kind::Regular),
         };
-        Ok(Some(Loaded { listed: image, manifest: manifest.map(|(_, meta)| Kept::from(&meta)), is }))
+        Ok(Some(Loaded { listed: image, manifest: manifest.map(|found| Kept::from(&found.meta)), is }))
     };
     let places: Vec<&'a ListedImage> = listed.iter().collect();
     in_parallel(&places, |image| load(image)).into_iter().filter_map(Result::transpose).collect()
@@ -226,15 +245,17 @@ fn what_is(
         return Ok(Some(Is::Image(Found { history, layers, file, bytes, stored, stamp })));
     }
     let manifest = find_manifest(root, image)?;
-    if let Some((file, meta)) = &manifest {
+    if let Some(ManifestFile { file, meta, .. }) = &manifest {
         let wrong = |why| Error::damaged(root.shown(file), why);
-        let manifest = Manifest::parse(&read(root, file)?).map_err(wrong)?;
+        let content = read(root, file)?;
+        let manifest = Manifest::parse(&content).map_err(wrong)?;
         if manifest.is_list() {
             let instances: Vec<Instance> = manifest.instances().into_iter().cloned().collect();
             if !Bounds::take(&bounds.instances, instances.len()) {
                 return Err(wrong("with those before it, it names more images than are looked at".to_owned()));
             }
-            return Ok(Some(Is::List(instances, *meta)));
+            let digest = ManifestDigest::of_manifest(&content);
+            return Ok(Some(Is::List(FoundList { instances, meta: *meta, digest })));
         }
     }
     let key = image.id.to_string();
@@ -244,7 +265,15 @@ fn what_is(
     }
     let file =
         path(&image.id.hex()).join_path(&file_names(&key).into_iter().next().map(TreePath::from).unwrap_or_default());
-    Err(Error::damaged(root.shown(&file), "missing"))
+    Err(Error::damaged(root.shown(&file), format!("missing, though it is the config of {}", called(image))))
+}
+
+/// An image as messages have it: by its first name, where it has one.
+fn called(image: &ListedImage) -> String {
+    match image.names.first() {
+        Some(name) => format!("the image {:?}", name.chars().take(200).collect::<String>()),
+        None => format!("the image {}", image.id),
+    }
 }
 
 /// What an image is made of, where list and config agree in how many layers there are.
@@ -288,7 +317,7 @@ fn read_config(root: &Root, file: &TreePath, meta: &Meta, digest: &ImageId, know
 pub(super) fn claims<'a>(loaded: &'a [Loaded<'_>]) -> impl Iterator<Item = (&'a [StorageLayerId], &'a [ImageLayer])> {
     loaded.iter().filter_map(|image| match &image.is {
         Is::Image(Found { layers: Ok(Made { stack, named }), .. }) => Some((stack.as_slice(), named.as_slice())),
-        Is::Image(_) | Is::List(..) | Is::Damaged(_) => None,
+        Is::Image(_) | Is::List(_) | Is::Damaged(_) => None,
     })
 }
 
@@ -312,20 +341,24 @@ impl Reader<'_> {
         let instances = instances(&loaded);
         let references = self.references(&loaded, &instances, catalogue);
         let standings = Standings::of(&loaded, self.layers, &references);
-        let mut damage = Vec::new();
-        for image in loaded {
-            let id = image.listed.id;
-            let standing = standings.of_image(&image);
-            let (image, wrong) = self.image(image, standing, &instances);
+        let (mut damage, mut remarks) = (Vec::new(), Vec::new());
+        for loaded in loaded {
+            let id = loaded.listed.id;
+            let standing = standings.of_image(&loaded);
+            let remark = remark(&loaded, &instances);
+            let (mut image, wrong) = self.image(loaded, standing);
+            image.remarks.extend(remark.iter().map(ToString::to_string));
             damage.extend(wrong.into_iter().map(|wrong| (wrong, id)));
+            remarks.extend(remark.map(|remark| (remark, id)));
             catalogue.images.insert(id, Arc::new(image));
         }
         blame(&mut catalogue.damage, damage);
+        blame(&mut catalogue.remarks, remarks);
         catalogue.references = references.into_iter().filter(|(_, id)| stored.contains(id)).collect();
     }
 
     /// An image, and what is wrong with the store that it suffers from.
-    fn image(&self, loaded: Loaded<'_>, standing: Standing, instances: &Instances) -> (Image, Vec<Damage>) {
+    fn image(&self, loaded: Loaded<'_>, standing: Standing) -> (Image, Vec<Damage>) {
         let mut image = Image {
             id: loaded.listed.id,
             standing,
@@ -344,14 +377,9 @@ impl Reader<'_> {
         let mut wrong = Vec::new();
         match loaded.is {
             Is::Image(found) => wrong = self.fill(&mut image, found),
-            Is::List(list, meta) => {
-                image.stored = meta.modified;
-                image.stamp = Stamp::from(&meta);
-                if instances.of(&list).is_none() {
-                    image
-                        .damage
-                        .push("a list of images for several platforms, none of which is stored here".to_owned());
-                }
+            Is::List(list) => {
+                image.stored = list.meta.modified;
+                image.stamp = Stamp::from(&list.meta);
                 return (image, Vec::new());
             }
             Is::Damaged(damage) => wrong.push(damage),
@@ -420,8 +448,12 @@ impl Reader<'_> {
         let mut wrong = Vec::new();
         for image in loaded {
             let target = match &image.is {
-                Is::List(list, _) => instances.of(list).unwrap_or(image.listed.id),
+                Is::List(list) => instances.of(&list.instances).unwrap_or(image.listed.id),
                 Is::Image(_) | Is::Damaged(_) => image.listed.id,
+            };
+            let digest = match &image.is {
+                Is::List(list) => Some(list.digest),
+                Is::Image(_) | Is::Damaged(_) => image.listed.digest,
             };
             for name in &image.listed.names {
                 let Ok(reference) = Reference::parse(name) else {
@@ -429,7 +461,7 @@ impl Reader<'_> {
                     continue;
                 };
                 // As the engine finds an image by its digest: in the repositories that its names are of.
-                let digest = image.listed.digest.map(|digest| format!("{}@{digest}", reference.repository()));
+                let digest = digest.map(|digest| format!("{}@{digest}", reference.repository()));
                 if let Some(by_digest) = digest.and_then(|digest| Reference::parse(&digest).ok()) {
                     references.entry(by_digest).or_insert(target);
                 }
@@ -448,6 +480,17 @@ impl Reader<'_> {
         catalogue.damage.extend(wrong.into_iter().map(|why| Damage::of(self.lists.0.clone(), why)));
         references
     }
+}
+
+/// That a list leads to no image: it is sound, and nothing is to be shown.
+fn remark(loaded: &Loaded<'_>, instances: &Instances) -> Option<Damage> {
+    let Is::List(list) = &loaded.is else { return None };
+    let why = match list.instances.as_slice() {
+        [] => "a list without images",
+        all if instances.of(all).is_none() => "a list of images for several platforms, none of which is stored here",
+        _ => return None,
+    };
+    Some(Damage::of(called(loaded.listed), why))
 }
 
 /// The images that are stored, by the digests of their manifests.
@@ -515,7 +558,7 @@ impl Loaded<'_> {
     fn steps(&self) -> usize {
         match &self.is {
             Is::Image(found) => found.history.len(),
-            Is::List(..) | Is::Damaged(_) => 0,
+            Is::List(_) | Is::Damaged(_) => 0,
         }
     }
 }
