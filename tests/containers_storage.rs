@@ -231,6 +231,50 @@ fn lists_of_images_lead_to_the_one_for_this_machine() {
     assert!(json_of(&view, &format!("by-id/{list}/manifest.json"))["manifests"].is_array());
 }
 
+/// As with `additionalimagestores`: what an image was built upon is in another store.
+#[test]
+fn a_layer_upon_another_stores_is_shown_by_itself() {
+    for driver in ["overlay", "vfs"] {
+        let (_dir, mut store) = scratch_store(driver);
+        usual(&mut store);
+        let other = StorageLayer { id: id_of("its own"), diff: id_of("elsewhere"), dir: store.root().to_owned() };
+        let [one, two] = [("one", &other), ("two", &other)].map(|(name, parent)| store.layer(name, Some(parent)));
+        store.entry(&two).insert("parent".to_owned(), json!(one.id));
+        let image = store.image(&["localhost/upon:1"], &[&other, &one, &two]);
+        let (container, layer, _) = store.container("upon", &image, &two);
+        store.containers.push(container);
+        store.layers.push(layer);
+        let view = view(&store);
+        let told = format!(
+            "layer {}: layer {} is not listed as a whole one; layers of additional image stores are not found",
+            one.id, other.id
+        );
+        assert_eq!(damage(&view), [told.as_str()], "{driver}");
+        assert!(names(&view, "by-container/upon/changes").contains(&"of-upon".to_owned()), "{driver}");
+        assert_eq!(read(&view, "by-container/upon/damage").unwrap().trim_end(), told, "{driver}");
+        assert!(node(&view, "by-container/upon/merged").is_none(), "{driver}");
+        let layers = names(&view, "by-tag/localhost/upon:1/layers");
+        if driver == "vfs" {
+            // The top one is the whole tree.
+            assert_eq!(layers, ["0.json", "1.json", "2", "2.json"]);
+            assert_eq!(names(&view, "merged/localhost/upon:1"), ["two"]);
+            continue;
+        }
+        assert_served(&view);
+        assert_eq!(layers, ["0.json", "1", "1.json", "2", "2.json"]);
+        assert_eq!(names(&view, "by-tag/localhost/upon:1/layers/1"), ["one"]);
+        let facts = json_of(&view, "by-tag/localhost/upon:1/layers/0.json");
+        assert_eq!(facts["diff_id"], Value::Null);
+        assert_eq!(facts["damage"], json!("the store does not list this layer"));
+        let chain = chain(&[&other.diff, &one.diff]);
+        assert_eq!(names(&view, &format!("by-chain/{chain}")), ["one"]);
+        assert_eq!(read(&view, "by-tag/localhost/upon:1/damage").unwrap().trim_end(), told);
+        for union in [format!("merged/{chain}"), "merged/localhost/upon:1".to_owned(), format!("merged/{image}")] {
+            assert!(view.resolve(&TreePath::new(union.as_bytes()).unwrap()).is_err(), "{union}");
+        }
+    }
+}
+
 /// As `podman manifest create` and `add` leave them.
 #[test]
 fn lists_that_are_made_here_are_sound() {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::layers::{self, Keys};
+use super::layers::{self, Fault, Keys};
 use super::lists::ListedContainer;
 use crate::digest::StorageLayerId;
 use crate::meta::Meta;
@@ -22,6 +22,8 @@ pub(super) struct Reader<'a> {
     /// That the list of layers has not all there is, and why.
     pub(super) unread: Option<&'a Damage>,
     pub(super) broken: &'a BTreeMap<StorageLayerId, Damage>,
+    /// The layers of which it is not known what they lie upon.
+    pub(super) severed: &'a BTreeMap<StorageLayerId, Damage>,
     pub(super) keys: &'a Keys,
     /// Whether the layers below the container's own are needed to tell what it sees.
     pub(super) is_union: bool,
@@ -72,8 +74,10 @@ impl Reader<'_> {
         }
         let parent = layer.parent?;
         container.parent = self.keys.of(&parent);
-        if let Err(why) = layers::stack(self.layers, own) {
-            return in_layers(why);
+        match layers::stack(self.layers, own) {
+            Ok(_) => {}
+            Err(Fault::Severed(lowest, _)) => return self.severed.get(&lowest).cloned(),
+            Err(Fault::Other(why)) => return in_layers(why),
         }
         match container.parent {
             Some(_) => None,

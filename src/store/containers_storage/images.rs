@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::documents::{DOCUMENT_MAX, Instance, MANIFEST, Manifest, file_names, manifest_key};
-use super::layers::{self, Keys};
+use super::layers::{self, Fault, Keys};
 use super::lists::ListedImage;
 use crate::digest::{ImageId, ManifestDigest, StorageLayerId};
 use crate::error::{Error, Result};
@@ -63,6 +63,15 @@ struct Found {
 struct Made {
     stack: Vec<StorageLayerId>,
     named: Vec<ImageLayer>,
+    /// The lowest layer of the stack, where what it lies upon is not listed. The config names that too.
+    severed: Option<StorageLayerId>,
+}
+
+impl Made {
+    /// What the config names below and in the stack.
+    fn named(&self) -> (&[ImageLayer], &[ImageLayer]) {
+        self.named.split_at_checked(self.named.len().saturating_sub(self.stack.len())).unwrap_or_default()
+    }
 }
 
 /// Where it stands that it cannot be told what an image is made of, and why.
@@ -283,16 +292,22 @@ fn made(
     layers: &layers::Listed,
     bounds: &Bounds,
 ) -> std::result::Result<Made, Wrong> {
-    let stack = image.layer.map_or(Ok(Vec::new()), |top| layers::stack(layers, top)).map_err(Wrong::InLayers)?;
-    if named.len() != stack.len() {
-        let why = format!("it names {} layers, but the store has {} for it", named.len(), stack.len());
+    let (stack, severed) = match image.layer.map_or(Ok(Vec::new()), |top| layers::stack(layers, top)) {
+        Ok(stack) => (stack, None),
+        Err(Fault::Severed(lowest, stack)) => (stack, Some(lowest)),
+        Err(Fault::Other(why)) => return Err(Wrong::InLayers(why)),
+    };
+    let fits = if severed.is_some() { named.len() > stack.len() } else { named.len() == stack.len() };
+    if !fits {
+        let more = if severed.is_some() { "more than " } else { "" };
+        let why = format!("it names {} layers, but the store has {more}{} for it", named.len(), stack.len());
         return Err(Wrong::InConfig(why));
     }
-    if !Bounds::take(&bounds.layers, stack.len()) {
+    if !Bounds::take(&bounds.layers, named.len()) {
         let why = "with the images before it, it has more layers than are looked at".to_owned();
         return Err(Wrong::InConfig(why));
     }
-    Ok(Made { stack, named })
+    Ok(Made { stack, named, severed })
 }
 
 /// The build steps in a config, and the layers that it names.
@@ -316,7 +331,7 @@ fn read_config(root: &Root, file: &TreePath, meta: &Meta, digest: &ImageId, know
 /// What the configs say of the layers that images are made of, where both are of one number.
 pub(super) fn claims<'a>(loaded: &'a [Loaded<'_>]) -> impl Iterator<Item = (&'a [StorageLayerId], &'a [ImageLayer])> {
     loaded.iter().filter_map(|image| match &image.is {
-        Is::Image(Found { layers: Ok(Made { stack, named }), .. }) => Some((stack.as_slice(), named.as_slice())),
+        Is::Image(Found { layers: Ok(made), .. }) => Some((made.stack.as_slice(), made.named().1)),
         Is::Image(_) | Is::List(_) | Is::Damaged(_) => None,
     })
 }
@@ -331,6 +346,8 @@ pub(super) struct Reader<'a> {
     /// That the list of layers has not all there is, and why.
     pub(super) unread: Option<&'a Damage>,
     pub(super) broken: &'a BTreeMap<StorageLayerId, Damage>,
+    /// The layers of which it is not known what they lie upon.
+    pub(super) severed: &'a BTreeMap<StorageLayerId, Damage>,
     pub(super) keys: &'a Keys,
     pub(super) layering: Layering,
 }
@@ -395,7 +412,7 @@ impl Reader<'_> {
         image.has_config = true;
         image.history = found.history;
         (image.config_bytes, image.stored, image.stamp) = (found.bytes, found.stored, found.stamp);
-        let Made { stack, named } = match found.layers {
+        let made = match found.layers {
             Ok(made) => made,
             Err(Wrong::InConfig(why)) => return vec![Damage::of(self.root.shown(&found.file), why)],
             Err(Wrong::InLayers(why)) => {
@@ -403,17 +420,25 @@ impl Reader<'_> {
             }
         };
         let mut wrong = Vec::new();
-        for (place, (id, named)) in stack.iter().zip(&named).enumerate() {
+        let (below, named) = made.named();
+        let severed = made.severed.and_then(|lowest| self.severed.get(&lowest)).cloned();
+        // A config names layers and chooses none: those that are not of the list are not looked for elsewhere.
+        if below.iter().any(|layer| self.keys.owner(&layer.chain).is_some()) {
+            return severed.into_iter().collect();
+        }
+        image.layers.extend(below.iter().cloned());
+        wrong.extend(severed.filter(|_| self.layering == Layering::Deltas));
+        for (place, (id, named)) in made.stack.iter().zip(named).enumerate() {
             let Some(chain) = self.keys.of(id) else {
                 let why = "its ID is another layer's chain ID";
                 wrong.push(Damage::of(format!("layer {id}"), why));
                 continue;
             };
             image.layers.push(ImageLayer { diff: named.diff, chain });
-            let counts = self.layering == Layering::Deltas || place.saturating_add(1) == stack.len();
+            let counts = self.layering == Layering::Deltas || place.saturating_add(1) == made.stack.len();
             wrong.extend(self.broken.get(id).filter(|_| counts).cloned());
         }
-        image.is_config_kept = image.layers.len() == named.len();
+        image.is_config_kept = image.layers.len() == made.named.len();
         wrong
     }
 

@@ -29,21 +29,34 @@ pub(super) struct Keys {
     diffs: HashMap<StorageLayerId, DiffId>,
 }
 
+/// Why a layer and all below it are no stack.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// What lies below the first of these, bottom first, is not listed.
+    Severed(StorageLayerId, Vec<StorageLayerId>),
+    /// Another reason.
+    Other(String),
+}
+
 /// A layer and all below it, bottom first.
 ///
 /// # Errors
 /// Why they are no stack.
-pub(super) fn stack(listed: &Listed, top: StorageLayerId) -> Result<Vec<StorageLayerId>, String> {
+pub(super) fn stack(listed: &Listed, top: StorageLayerId) -> Result<Vec<StorageLayerId>, Fault> {
     let mut stack = Vec::new();
     let mut seen = HashSet::new();
     let mut next = Some(top);
     while let Some(id) = next {
-        let layer = listed.get(&id).ok_or_else(|| missing(id))?;
+        let Some(layer) = listed.get(&id) else {
+            stack.reverse();
+            let lowest = stack.first().copied();
+            return Err(lowest.map_or_else(|| Fault::Other(missing(id)), |lowest| Fault::Severed(lowest, stack)));
+        };
         if !seen.insert(id) {
-            return Err(format!("the parents of layer {top} lead back to layer {id}"));
+            return Err(Fault::Other(format!("the parents of layer {top} lead back to layer {id}")));
         }
         if stack.len() == LAYERS_MAX {
-            return Err(format!("layer {top} lies upon more than {LAYERS_MAX} layers"));
+            return Err(Fault::Other(format!("layer {top} lies upon more than {LAYERS_MAX} layers")));
         }
         stack.push(id);
         next = layer.parent;
@@ -151,7 +164,8 @@ impl Keys {
             let record = LayerRecord {
                 chain: *chain,
                 diff: layer.diff.or_else(|| self.diffs.get(id).copied()),
-                parent: layer.parent.and_then(|parent| self.of(&parent)),
+                // Of one that is not listed: whoever follows it must not take this layer for a base.
+                parent: layer.parent.map(|parent| self.of(&parent).unwrap_or_else(|| parent.as_chain())),
                 directory: Some(driver.directory(&cache_id)),
                 root: driver.find(&cache_id).ok().flatten().filter(Meta::is_dir).map(|meta| meta.id()),
                 cache_id: Some(cache_id),
@@ -166,9 +180,11 @@ impl Keys {
 }
 
 impl Keys {
-    /// That a layer's parent is called nothing, so that nothing could lead there.
+    /// That a layer's parent is called nothing, and what leads there would lead to another layer.
     fn unnamed_parent(&self, layer: &ListedLayer) -> Option<String> {
-        let parent = layer.parent.filter(|parent| self.of(parent).is_none())?;
+        let leads_astray =
+            |parent: &StorageLayerId| self.of(parent).is_none() && self.owner(&parent.as_chain()).is_some();
+        let parent = layer.parent.filter(leads_astray)?;
         Some(format!("layer {}: the ID of its parent {parent} is another layer's chain ID", layer.id))
     }
 }
@@ -187,12 +203,17 @@ pub(super) fn own(
 }
 
 /// What is wrong with what the list says of a layer.
-pub(super) fn wrong_parent(listed: &Listed, layer: &ListedLayer) -> Option<String> {
-    match layer.parent {
-        Some(parent) if parent == layer.id => Some("it is its own parent".to_owned()),
-        Some(parent) if !listed.contains_key(&parent) => Some(missing(parent)),
-        Some(_) | None => None,
-    }
+pub(super) fn wrong_parent(layer: &ListedLayer) -> Option<String> {
+    (layer.parent == Some(layer.id)).then(|| "it is its own parent".to_owned())
+}
+
+/// The layers whose parents are not listed, and that they are not: no harm to what such a layer itself holds.
+pub(super) fn severed(listed: &Listed) -> BTreeMap<StorageLayerId, Damage> {
+    let is_severed = |layer: &&ListedLayer| layer.parent.is_some_and(|parent| !listed.contains_key(&parent));
+    let severed = listed.values().filter(is_severed);
+    severed
+        .filter_map(|layer| Some((layer.id, Damage::of(format!("layer {}", layer.id), missing(layer.parent?)))))
+        .collect()
 }
 
 #[cfg(test)]
@@ -280,18 +301,26 @@ mod tests {
         assert_eq!(keys.owners[&chain(&["a"])], id("2"));
     }
 
+    fn fault(listed: &Listed, top: StorageLayerId) -> String {
+        match stack(listed, top).unwrap_err() {
+            Fault::Severed(lowest, _) => format!("severed below {lowest}"),
+            Fault::Other(why) => why,
+        }
+    }
+
     #[test]
     fn loops_and_missing_parents_end() {
         let listed = listed(&["1 2 a", "2 3 b", "3 1 c", "4 4 d", "5 6 e", "7 1 f"]);
         let keys = keys(&listed, &[]);
         for digit in ["1", "2", "3", "4", "7"] {
             assert_eq!(keys.of(&id(digit)), Some(id(digit).as_chain()), "{digit}");
-            assert!(stack(&listed, id(digit)).unwrap_err().contains("lead back"), "{digit}");
+            assert!(fault(&listed, id(digit)).contains("lead back"), "{digit}");
         }
         // What the missing one holds is not known.
         assert_eq!(keys.of(&id("5")), Some(id("5").as_chain()));
-        assert!(stack(&listed, id("5")).unwrap_err().contains("not listed"));
-        assert!(stack(&listed, id("9")).unwrap_err().contains("not listed"));
+        assert_eq!(fault(&listed, id("5")), format!("severed below {}", id("5")));
+        assert!(severed(&listed)[&id("5")].why.contains("not listed"));
+        assert!(fault(&listed, id("9")).contains("not listed"));
     }
 
     #[test]
@@ -307,6 +336,6 @@ mod tests {
         };
         let listed: Listed = (0..=LAYERS_MAX).map(|n| (digits(n), layer(n))).collect();
         assert_eq!(stack(&listed, digits(LAYERS_MAX - 1)).unwrap().len(), LAYERS_MAX);
-        assert!(stack(&listed, digits(LAYERS_MAX)).unwrap_err().contains("more than"));
+        assert!(fault(&listed, digits(LAYERS_MAX)).contains("more than"));
     }
 }

@@ -293,7 +293,7 @@ impl Storage {
         let all: Vec<&lists::ListedLayer> = listed.values().collect();
         let checked = in_parallel(&all, |layer| {
             let id = layer.id.cache_id();
-            if let Some(why) = layers::wrong_parent(listed, layer) {
+            if let Some(why) = layers::wrong_parent(layer) {
                 return Ok(Some(Damage::of(format!("layer {}", layer.id), why)));
             }
             if sound.contains(&id) {
@@ -368,6 +368,12 @@ impl Store for Storage {
         let layers = by_id(listed_layers.list.entries.clone());
         let broken = self.broken(&layers, known)?;
         catalogue.damage.extend(broken.values().cloned());
+        let mut severed = layers::severed(&layers);
+        match &listed_layers.unread {
+            // That is the reason, and told.
+            Some(unread) => severed.values_mut().for_each(|damage| *damage = unread.clone()),
+            None => catalogue.damage.extend(severed.values().cloned()),
+        }
         let loaded = images::load(&places.images.root, &listed_images.list.entries, &layers, known)?;
         let keys = layers::Keys::new(&layers, &broken, images::claims(&loaded));
         let tops = listed_images.list.entries.iter().filter_map(|image| image.layer);
@@ -378,11 +384,12 @@ impl Store for Storage {
         let layering = places.driver.layering();
         let root = &places.images.root;
         let unread = listed_layers.unread.as_ref();
-        let images = images::Reader { root, lists, layers: &layers, unread, broken: &broken, keys: &keys, layering };
+        let (broken, severed) = (&broken, &severed);
+        let images = images::Reader { root, lists, layers: &layers, unread, broken, severed, keys: &keys, layering };
         images.read(loaded, &mut catalogue);
         let lists = (places.containers.shown(), places.layers.shown());
         let is_union = layering == Layering::Deltas;
-        let containers = containers::Reader { lists, layers: &layers, unread, broken: &broken, keys: &keys, is_union };
+        let containers = containers::Reader { lists, layers: &layers, unread, broken, severed, keys: &keys, is_union };
         containers.read(&listed_containers.list.entries, listed_containers.meta.as_ref(), &mut catalogue);
         self.looks.watch(&catalogue, begun);
         Ok(catalogue)
