@@ -114,6 +114,23 @@ fn a_store_by_hand_is_read_as_one() {
     assert_eq!((&facts["cache_id"], &facts["size_bytes"]), (&json!("overlayfs-2"), &json!(2_000)));
 }
 
+#[test]
+fn a_base_layer_that_no_image_names_has_its_diff_id() {
+    let (_dir, mut store) = with_good("base-");
+    let chain = |digit: &str| format!("sha256:{}", digit.repeat(64));
+    store.snapshot("default", "overlayfs", &chain("a"), None, 3);
+    store.snapshot("default", "overlayfs", &chain("b"), Some(&chain("a")), 3);
+    store.write();
+    let view = open(&store.root);
+    let facts = |digit: &str| -> Value {
+        serde_json::from_str(&read(&view, &format!("by-chain/{}.json", digit.repeat(64))).unwrap()).unwrap()
+    };
+    assert_eq!(facts("a")["diff_id"], json!(chain("a")));
+    // Of this one nothing tells.
+    assert_eq!(facts("b")["diff_id"], Value::Null);
+    assert!(names(&view, "by-diff").contains(&"a".repeat(64)));
+}
+
 /// Each kind of damage: what is done to a second image, what is told, and whether its name is still listed by tag.
 #[test]
 fn what_is_wrong_with_an_image_spoils_no_other() {

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::records::{Place, Records, SnapshotRecord};
 use super::snapshotter::{Kind, Snapshot, Snapshots, Snapshotter};
-use crate::digest::{CacheId, ChainId};
+use crate::digest::{CacheId, ChainId, DiffId};
 use crate::error::Error;
 use crate::error::Result;
 use crate::meta::Meta;
@@ -255,6 +255,10 @@ impl<'a> Layout<'a> {
             Ok(found) if found.kind != Kind::Committed => return Ok(None),
             Ok(found) => {
                 record.parent = found.parent.map(|parent| chain_of(place, parent));
+                if found.parent.is_none() && is_chain(key) {
+                    // A base layer's chain ID is its diff ID, whether an image says so or not.
+                    record.diff = record.diff.or_else(|| DiffId::from_hex(&chain.hex()));
+                }
                 record.directory = found.snapshotter.directory(&found.id);
                 if let Some(size_bytes) = found.size_bytes {
                     record.size_bytes = OnceLock::from(size_bytes);
