@@ -112,6 +112,7 @@ fn a_store_by_hand_is_read_as_one() {
     assert_eq!((&status["kind"], &status["driver"]), (&json!("containerd"), &json!("overlayfs, native")));
     let facts: Value = serde_json::from_str(&read(&view, "by-tag/good:1/layers/1.json").unwrap()).unwrap();
     assert_eq!((&facts["cache_id"], &facts["size_bytes"]), (&json!("overlayfs-2"), &json!(2_000)));
+    assert_eq!(facts["driver"], json!("overlayfs"), "the layer's own");
 }
 
 #[test]

@@ -98,6 +98,11 @@ pub trait Store: Debug + Send + Sync {
     /// The graph driver or its like, for people.
     fn driver(&self) -> &str;
 
+    /// That of one layer's directory.
+    fn driver_of(&self, _id: &CacheId) -> &str {
+        self.driver()
+    }
+
     /// When an engine used the store last, as far as its files tell; of several in one place it says which is in use.
     ///
     /// # Errors

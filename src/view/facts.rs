@@ -71,13 +71,14 @@ pub(super) fn layer(
 
 impl<'a> LayerFacts<'a> {
     fn of(store: &'a dyn Store, chain: &ChainId, record: Option<&'a LayerRecord>) -> Result<Self> {
+        let cache_id = record.and_then(|record| record.cache_id.as_ref());
         Ok(Self {
             layer: None,
             diff_id: record.and_then(|record| record.diff).map(|diff| diff.to_string()),
             chain_id: chain.to_string(),
             parent: record.and_then(|record| record.parent).map(|parent| parent.to_string()),
-            driver: store.driver(),
-            cache_id: record.and_then(|record| record.cache_id.as_ref()).map(CacheId::as_str),
+            driver: cache_id.map_or_else(|| store.driver(), |id| store.driver_of(id)),
+            cache_id: cache_id.map(CacheId::as_str),
             directory: record
                 .and_then(|record| record.directory.as_ref())
                 .map(|path| path.to_string_lossy().into_owned()),

@@ -266,6 +266,10 @@ impl Store for Containerd {
         &self.driver
     }
 
+    fn driver_of(&self, id: &CacheId) -> &str {
+        self.place.of(id).map_or(&self.driver, |snapshotter| snapshotter.name)
+    }
+
     fn generation(&self) -> Result<Generation> {
         self.looks.take();
         let place = &self.place;
