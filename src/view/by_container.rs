@@ -61,8 +61,9 @@ impl ByContainer {
         let container = Arc::clone(catalogue.containers.get(id)?);
         let image = container.image.and_then(|id| catalogue.images.get(&id)).cloned();
         let layering = self.0.layering(container.changes.as_ref());
-        let named = image.as_ref().filter(|image| image.has_config && image.top() == container.parent);
-        let chains: Option<Vec<_>> = match (named, container.parent) {
+        // What was made of the image since, or of another one of its name, says nothing of these layers.
+        let image = image.filter(|image| image.has_config && image.top() == container.parent);
+        let chains: Option<Vec<_>> = match (&image, container.parent) {
             // The image names its layers, also those that the store has lost.
             (Some(image), _) => Some(image.layers.iter().map(|layer| layer.chain).collect()),
             (None, Some(top)) if layering == Layering::Deltas && catalogue.stack(&top).is_err() => None,
@@ -113,6 +114,7 @@ struct ContainerDir {
     layers: Layers,
     /// Whether these are known.
     has_layers: bool,
+    /// The image, where it names these layers.
     image: Option<Arc<Image>>,
     /// Whether its damage may be but the middle of a change.
     is_doubtful: bool,
@@ -221,7 +223,8 @@ impl Section for ContainerDir {
     fn identity(&self) -> Vec<u8> {
         let container = &self.container;
         let own = container.changes.as_ref().map_or("", CacheId::as_str);
-        self.layers.identity(&format!("{}\t{own}\t{}", container.id, container.damage.join("\n")))
+        let image = self.image.as_ref().map(|image| image.id.hex()).unwrap_or_default();
+        self.layers.identity(&format!("{}\t{own}\t{image}\t{}", container.id, container.damage.join("\n")))
     }
 
     fn time(&self) -> Timestamp {
