@@ -184,7 +184,7 @@ impl ContainerDir {
             }
             Some(_) | None => None,
         };
-        match self.shared.own_root(id, below.or(top)) {
+        match self.shared.own_root(id, below.or(top), below, self.container.parent) {
             // As with a link in the directory's place, which `damage` tells.
             Err(error) if !self.container.damage.is_empty() && !error.is_transient() => Err(self.damaged("")),
             own => own,
@@ -200,17 +200,8 @@ impl ContainerDir {
         if !container.damage.is_empty() || !self.has_layers {
             return Err(self.damaged("its layers are not known"));
         }
-        let store = self.shared.store.as_ref();
-        let own = match &container.changes {
-            Some(changes) => {
-                let layers = store.container_layers(changes, container.init.as_ref())?;
-                layers
-                    .into_iter()
-                    .map(|layer| self.shared.owned(layer, changes).map(Arc::new))
-                    .collect::<Result<_>>()?
-            }
-            None => Vec::new(),
-        };
+        let own = container.changes.as_ref();
+        let own = own.map_or(Ok(Vec::new()), |changes| self.shared.own_layers(changes, container.init.as_ref()))?;
         let gone = || Error::damaged(format!("container {}", container.id), "a layer of its image is gone");
         let layering = self.shared.layering(container.changes.as_ref());
         let records = layering.of_container(self.layers.records().rev().collect());

@@ -593,7 +593,7 @@ impl Shared {
     }
 
     /// The root of what one image layer changes upon the one below it.
-    fn layer_root(&self, record: &Arc<LayerRecord>, below: Option<&Arc<LayerRecord>>) -> Result<Entry> {
+    fn layer_root(self: &Arc<Self>, record: &Arc<LayerRecord>, below: Option<&Arc<LayerRecord>>) -> Result<Entry> {
         let mut records = vec![Arc::clone(record)];
         let layer = match record.parent {
             Some(parent) if self.layering(record.cache_id.as_ref()) != Layering::Deltas => {
@@ -606,13 +606,66 @@ impl Shared {
             Some(_) | None => self.store.changes(directory_of(record)?, None, Life::Lasting)?,
         };
         let layer = self.owned(layer, directory_of(record)?)?;
-        LayerNode::root(placed(record, layer), self.options.whiteouts, Footing::new(&self.store, records))
+        let stacked = Stacked {
+            shared: Arc::clone(self),
+            own: None,
+            top: Some(record.chain),
+            has_below: record.parent.is_some(),
+        };
+        LayerNode::root(placed(record, layer), self.options.whiteouts, Footing::new(&self.store, records), stacked)
     }
 
-    /// The root of what a container's own layer changes upon the one below it.
-    fn own_root(&self, id: &CacheId, below: Option<&CacheId>) -> Result<Entry> {
+    /// A container's own layers, top first, with the owners that are to be shown.
+    fn own_layers(&self, changes: &CacheId, init: Option<&CacheId>) -> Result<Vec<Arc<Layer>>> {
+        let layers = self.store.container_layers(changes, init)?.into_iter();
+        layers.map(|layer| self.owned(layer, changes).map(Arc::new)).collect()
+    }
+
+    /// The root of what a container's own layer changes upon the one below it, which is another own one, `init`, or the
+    /// image's `top`.
+    fn own_root(
+        self: &Arc<Self>,
+        id: &CacheId,
+        below: Option<&CacheId>,
+        init: Option<&CacheId>,
+        top: Option<ChainId>,
+    ) -> Result<Entry> {
         let layer = self.owned(self.store.changes(id, below, Life::Changing)?.changing(), id)?;
-        LayerNode::root(layer, self.options.whiteouts, Footing::new(&self.store, Vec::new()))
+        let has_below = init.is_some() || top.is_some();
+        let stacked = Stacked { shared: Arc::clone(self), own: Some((id.clone(), init.cloned())), top, has_below };
+        LayerNode::root(layer, self.options.whiteouts, Footing::new(&self.store, Vec::new()), stacked)
+    }
+}
+
+/// A layer upon all below it.
+#[derive(Debug)]
+struct Stacked {
+    shared: Arc<Shared>,
+    /// Of a container: its own layer, and the one that the engine put beneath it.
+    own: Option<(CacheId, Option<CacheId>)>,
+    /// The top layer of an image.
+    top: Option<ChainId>,
+    has_below: bool,
+}
+
+impl Stacked {
+    fn has_below(&self) -> bool {
+        self.has_below
+    }
+
+    /// The root of their union, as the store is.
+    fn root(&self) -> Result<Entry> {
+        let snapshot = self.shared.known();
+        match (&self.own, &self.top) {
+            (None, Some(top)) => self.shared.image_union(&snapshot, top),
+            (own, top) => {
+                let (changes, init) = own.as_ref().map_or((None, None), |(own, init)| (Some(own), init.as_ref()));
+                let layering = self.shared.layering(changes);
+                let records = top.map_or(Ok(Vec::new()), |top| snapshot.catalogue.ground(&top, layering))?;
+                let own = changes.map_or(Ok(Vec::new()), |changes| self.shared.own_layers(changes, init))?;
+                self.shared.union_root(own, layering.of_container(records))
+            }
+        }
     }
 }
 
