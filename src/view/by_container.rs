@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use super::image::{Layers, LayersDir};
 use super::{
-    Entry, Link, Reading, Section, Shared, Snapshot, StoreFolder, Text, directory_of, facts, meant_id, undamaged,
+    Entry, Link, Own, Reading, Section, Shared, Snapshot, StoreFolder, Text, directory_of, facts, meant_id, undamaged,
 };
 use crate::digest::{CacheId, ContainerId};
 use crate::error::{Error, Result};
@@ -184,7 +184,8 @@ impl ContainerDir {
             }
             Some(_) | None => None,
         };
-        match self.shared.own_root(id, below.or(top), below, self.container.parent) {
+        let own = Own { changes: id.clone(), init: below.cloned(), owners: self.container.owners.clone() };
+        match self.shared.own_root(own, below.or(top), self.container.parent) {
             // As with a link in the directory's place, which `damage` tells.
             Err(error) if !self.container.damage.is_empty() && !error.is_transient() => Err(self.damaged("")),
             own => own,
@@ -200,13 +201,13 @@ impl ContainerDir {
         if !container.damage.is_empty() || !self.has_layers {
             return Err(self.damaged("its layers are not known"));
         }
-        let own = container.changes.as_ref();
-        let own = own.map_or(Ok(Vec::new()), |changes| self.shared.own_layers(changes, container.init.as_ref()))?;
+        let own = container.changes.clone();
+        let own = own.map(|changes| Own { changes, init: container.init.clone(), owners: container.owners.clone() });
         let gone = || Error::damaged(format!("container {}", container.id), "a layer of its image is gone");
         let layering = self.shared.layering(container.changes.as_ref());
         let records = layering.of_container(self.layers.records().rev().collect());
         let records = records.into_iter().map(|record| record.cloned().ok_or_else(gone));
-        self.shared.union_root(own, records.collect::<Result<_>>()?)
+        self.shared.union_root(own.as_ref(), records.collect::<Result<_>>()?)
     }
 }
 
