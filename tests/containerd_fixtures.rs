@@ -684,6 +684,42 @@ fn containers_of_all_kinds() {
     assert!(listed.contains(&format!("second.{hex}")) && listed.contains(&hex), "{listed:?}");
 }
 
+/// The layers below a container stay when the name of its image goes to another one, whose build steps are not theirs.
+#[test]
+fn layers_of_a_container_whose_images_name_has_moved() {
+    let (_dir, mut store) = with_good("moved-");
+    let top = store.packed(&["good base", "good top"]).chains.remove(1);
+    store.name("default", "docker.io/library/moved:1", &store.packed(&["good base", "good top"]).manifest, 1);
+    for (id, image) in [("same", GOOD), ("moved", "docker.io/library/moved:1")] {
+        let place = ["v1", "default", "containers", id];
+        put(&mut store.meta, &[&place[..], &["snapshotter"]].concat(), "overlayfs");
+        put(&mut store.meta, &[&place[..], &["snapshotKey"]].concat(), id);
+        put(&mut store.meta, &[&place[..], &["image"]].concat(), image);
+        put(&mut store.meta, &[&place[..], &["spec"]].concat(), b"\x0a\x01t\x12\x02{}".to_vec());
+        put(&mut store.meta, &[&place[..], &["updatedat"]].concat(), fixture::time(7));
+        store.snapshot("default", "overlayfs", id, Some(&top), 2);
+    }
+    store.write();
+    let view = open(&store.root);
+    let commands = |container: &str| -> Vec<Value> {
+        let facts = |n| read(&view, &format!("by-container/{container}/layers/{n}.json")).unwrap();
+        (0..2).map(|n| serde_json::from_str::<Value>(&facts(n)).unwrap()["created_by"].clone()).collect()
+    };
+    assert_eq!((commands("same"), commands("moved")), (own_commands(), own_commands()));
+    let folder = || find(&view, "by-container/moved").unwrap().unwrap().identity();
+    let before = folder();
+    store.image("default", "docker.io/library/moved:1", &["other base", "other top", "third"]);
+    store.write();
+    assert!(eventually(|| commands("moved") == [Value::Null, Value::Null]), "{:?}", commands("moved"));
+    assert_eq!(commands("same"), own_commands());
+    assert_ne!(folder(), before, "what the kernel knows of the folder is another's");
+    assert_eq!(names(&view, "by-container/moved/merged"), ["file-0", "file-1"]);
+}
+
+fn own_commands() -> Vec<Value> {
+    vec![json!("make good base"), json!("make good top")]
+}
+
 /// Docker's data root: its containers' names and configs are beside the store.
 #[test]
 fn a_data_root_of_docker() {

@@ -716,3 +716,161 @@ fn a_file_of_attributes_without_data_is_shown_and_cannot_be_read() {
         &["a: error 5", "b: error 5"],
     );
 }
+
+/// A mount of the kernel's that is written to, and ends with the value.
+struct Writable(PathBuf);
+
+impl Writable {
+    /// A container upon these layers, top first, as an engine mounts it that leaves content and renamed directories below.
+    fn new(point: PathBuf, layers: &[PathBuf], upper: &Path, work: &Path) -> Self {
+        fs::create_dir_all(&point).unwrap();
+        fs::create_dir_all(work).unwrap();
+        let lower: Vec<&str> = layers.iter().map(|layer| layer.to_str().unwrap()).collect();
+        let (lower, upper, work) = (lower.join(":"), upper.display(), work.display());
+        let data = format!("lowerdir={lower},upperdir={upper},workdir={work},index=off,metacopy=on,redirect_dir=on");
+        let data = std::ffi::CString::new(data).unwrap();
+        rustix::mount::mount("overlay", &point, "overlay", rustix::mount::MountFlags::empty(), Some(data.as_c_str()))
+            .unwrap();
+        Self(point)
+    }
+}
+
+impl Drop for Writable {
+    fn drop(&mut self) {
+        rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH).ok();
+    }
+}
+
+/// Unpacks the tar of a layer's tree upon those below, as an engine does that pulls it.
+fn unpack(layer: &Path, upon: &Path) {
+    let script = r#"
+        set -eu
+        cd "$1"
+        find . -name '.wh..wh..opq' -printf '%h\n' | while read -r dir; do
+            [ ! -d "$2/$dir" ] || find "$2/$dir" -mindepth 1 -delete
+        done
+        find . -name '.wh.*' ! -name '.wh..wh..opq' -printf '%h\t%f\n' | while IFS="$(printf '\t')" read -r dir mark; do
+            rm -rf "$2/$dir/${mark#.wh.}"
+        done
+        tar --format=posix --exclude='.wh.*' -cf - . | tar -C "$2" -xpf -
+    "#;
+    let done = std::process::Command::new("sh").args(["-c", script, "unpack"]).args([layer, upon]).output().unwrap();
+    assert!(done.status.success() && done.stderr.is_empty(), "{}", String::from_utf8_lossy(&done.stderr));
+}
+
+/// What an image's content is: no numbers that another copy of it has others of.
+fn content_of(root: &Path) -> Vec<String> {
+    let walked = walk(root, &Options::of_kernel_overlay());
+    assert!(walked.troubles.is_empty(), "{:?}", walked.troubles);
+    let line = |(path, entry): (Vec<u8>, support::tree::Entry)| {
+        let (kind, mode, owner) = (entry.kind, entry.mode, (entry.uid, entry.gid));
+        let rest = (entry.mtime, entry.content, entry.target);
+        format!("{} {kind:?} {mode:o} {owner:?} {rest:?}", path.escape_ascii())
+    };
+    walked.tree.into_iter().filter(|(path, _)| !path.is_empty()).map(line).collect()
+}
+
+/// The layers that the kernel makes where it leaves files' content and renamed directories below are whole as OCI layers.
+#[test]
+fn layers_of_attributes_and_redirects_are_whole_by_themselves() {
+    if !require_privileges("a mount") {
+        return;
+    }
+    let dir = support::scratch("moved-");
+    let mut store = StoreBuilder::new(dir.path().join("docker"));
+    let layers = store.chain(3);
+    let image = store.image(&layers);
+    store.tag("app:1", &image);
+    let web = store.container("web", &image, layers.last());
+    let mut below = vec![layers[0].diff_dir()];
+    let base = &below[0];
+    for (file, text) in
+        [("bin/tool", "x".repeat(100_000)), ("a/b/f", "one".into()), ("a/g", "g".into()), ("n/k", "k".into())]
+    {
+        fs::create_dir_all(base.join(file).parent().unwrap()).unwrap();
+        fs::write(base.join(file), text).unwrap();
+    }
+    let mode =
+        |path: PathBuf, mode| fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    let change = |below: &mut Vec<PathBuf>, upper: PathBuf, steps: &dyn Fn(&Path)| {
+        let (point, work) = (dir.path().join("point"), upper.with_file_name("work"));
+        let mounted = Writable::new(point, below, &upper, &work);
+        steps(&mounted.0);
+        below.insert(0, upper);
+    };
+    change(&mut below, layers[1].diff_dir(), &|at| {
+        mode(at.join("bin/tool"), 0o640);
+        fs::rename(at.join("a"), at.join("a2")).unwrap();
+        fs::write(at.join("a2/new"), "new").unwrap();
+    });
+    change(&mut below, layers[2].diff_dir(), &|at| {
+        fs::rename(at.join("a2/b"), at.join("n/b")).unwrap();
+        mode(at.join("n/b/f"), 0o600);
+        fs::rename(at.join("bin/tool"), at.join("tool")).unwrap();
+        fs::create_dir(at.join("a")).unwrap();
+        fs::write(at.join("a/other"), "other").unwrap();
+    });
+    let of_image = below.clone();
+    below.insert(0, web.init_dir());
+    change(&mut below, web.upper_dir(), &|at| {
+        mode(at.join("tool"), 0o711);
+        mode(at.join("n/k"), 0o611);
+        fs::remove_dir_all(at.join("a")).unwrap();
+        fs::rename(at.join("n/b"), at.join("a")).unwrap();
+        fs::remove_file(at.join("a2/g")).unwrap();
+    });
+    // One layer of two is gone.
+    let gone = store.chain(2);
+    let image = store.image(&gone);
+    store.tag("gone:1", &image);
+    let flags = rustix::fs::XattrFlags::empty();
+    fs::create_dir(gone[1].diff_dir().join("to")).unwrap();
+    rustix::fs::setxattr(gone[1].diff_dir().join("to"), "trusted.overlay.redirect", b"from", flags).unwrap();
+    fs::write(gone[1].diff_dir().join("file"), [0; 9]).unwrap();
+    rustix::fs::setxattr(gone[1].diff_dir().join("file"), "trusted.overlay.metacopy", b"", flags).unwrap();
+    fs::remove_dir_all(gone[0].diff_dir()).unwrap();
+    // Whose data are nowhere.
+    let lost = store.layer(None);
+    let image = store.image(std::slice::from_ref(&lost));
+    store.tag("lost:1", &image);
+    fs::write(lost.diff_dir().join("lost"), [0; 9]).unwrap();
+    rustix::fs::setxattr(lost.diff_dir().join("lost"), "trusted.overlay.metacopy", b"", flags).unwrap();
+
+    let mounted = Mounted::with(&store.finish(), &dir.path().join("mnt"), &[], 4);
+    let shown = |path: &str| mounted.path().join(path);
+    let options = OverlayOptions { metacopy: true, ..OverlayOptions::default() };
+    let upon = dir.path().join("unpacked");
+    fs::create_dir(&upon).unwrap();
+    for (n, count) in [(0, 1), (1, 2), (2, 3)] {
+        unpack(&shown(&format!("by-tag/app:1/layers/{n}")), &upon);
+        let kernel = KernelOverlay::new(&of_image[3 - count..], &options).unwrap();
+        assert_eq!(content_of(&upon), content_of(&kernel.path()), "layer {n}");
+    }
+    unpack(&shown("by-container/web/changes"), &upon);
+    let kernel = KernelOverlay::new(&below, &options).unwrap();
+    assert_eq!(content_of(&upon), content_of(&kernel.path()), "the container's");
+
+    let probe = vec![b".wh..wh..opq".to_vec(), b".wh.b".to_vec(), b"b".to_vec()];
+    for place in ["by-tag", "by-container", "by-chain"] {
+        let walked =
+            walk(&shown(place), &Options { probe: probe.clone(), tolerate: vec![Errno::IO], ..Options::default() });
+        assert!(walked.troubles.is_empty(), "{place}: {:?}", walked.troubles);
+    }
+
+    // One file, wherever it is seen.
+    let same = |one: &str, other: &str| {
+        use std::os::unix::fs::MetadataExt;
+        let [one, other] = [one, other].map(|path| fs::metadata(shown(path)).unwrap());
+        assert_eq!((one.ino(), one.size(), one.blocks()), (other.ino(), other.size(), other.blocks()));
+    };
+    same("by-tag/app:1/layers/2/tool", "merged/app:1/tool");
+    same("by-container/web/changes/tool", "by-container/web/merged/tool");
+    assert!(shown("by-container/web/changes/a/.wh..wh..opq").exists());
+    let listed = fs::read_dir(shown("by-tag/gone:1/layers/1")).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(listed.collect::<std::collections::BTreeSet<_>>(), ["file".into(), "to".into()].into());
+    let listing = fs::read_dir(shown("by-tag/gone:1/layers/1/to")).and_then(|mut entries| entries.next().transpose());
+    assert_eq!(listing.unwrap_err().raw_os_error(), Some(libc::EIO));
+    for place in ["by-tag/lost:1/layers/0/lost", "merged/lost:1/lost", "by-tag/gone:1/layers/1/file"] {
+        assert_eq!(fs::read(shown(place)).unwrap_err().raw_os_error(), Some(libc::EIO), "{place}");
+    }
+}

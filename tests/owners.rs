@@ -333,3 +333,50 @@ fn layers_of_podman_have_maps_of_their_own() {
     chown(dir.path().join("overlay"), Some(1000), Some(1000)).unwrap();
     assert!(matches!(open(dir.path(), Owners::Container), Err(Error::Unsupported { .. })), "a user's");
 }
+
+/// What podman mounts with the owners of the image's layers shifted for `--uidmap`: their map is in the list of
+/// containers, and the container's own layer has the numbers outside.
+#[test]
+fn containers_of_podman_whose_images_are_shifted_as_they_are_mounted() {
+    if !require_privileges("files of many owners") {
+        return;
+    }
+    let dir = scratch("owners");
+    let mut storage = StorageBuilder::new(dir.path(), "overlay");
+    let base = storage.layer("base", None);
+    let image = storage.image(&["localhost/app:1"], &[&base]);
+    let place = |file: PathBuf, user, group| {
+        fs::write(&file, "").unwrap();
+        chown(file, Some(user), Some(group)).unwrap();
+    };
+    place(base.dir.join("below"), 3, 9);
+    place(base.dir.join("none"), 10, 10);
+    for (name, is_copied) in [("shifted", false), ("copied", true)] {
+        let (mut container, mut listed, own) = storage.container(name, &image, &base);
+        place(own.dir.join("mine"), 5003, 6009);
+        for (key, outside) in [("uidmap", 5000), ("gidmap", 6000)] {
+            container[key] = json!([{"container_id": 0, "host_id": outside, "size": 10}]);
+            if is_copied {
+                listed[key] = container[key].clone();
+            }
+        }
+        storage.containers.push(container);
+        storage.layers.push(listed);
+    }
+    storage.write();
+    for (owners, shifted, copied) in [
+        (Owners::Stored, [(5003, 6009), (65_534, 65_534), (5003, 6009), (5003, 6009)], [(3, 9), (5003, 6009)]),
+        (Owners::Container, [(3, 9), (10, 10), (3, 9), (3, 9)], [(3, 9), (3, 9)]),
+    ] {
+        let view = open(dir.path(), owners).unwrap();
+        let of = |path: &str| owner(&view, &format!("by-container/{path}"));
+        let merged = ["shifted/merged/below", "shifted/merged/none", "shifted/merged/mine", "shifted/changes/mine"];
+        assert_eq!(merged.map(of), shifted, "{owners:?}");
+        assert_eq!(["copied/merged/below", "copied/merged/mine"].map(of), copied, "{owners:?}");
+        assert_eq!(owner(&view, "merged/localhost/app:1/below"), (3, 9), "{owners:?}");
+        // With other owners it is another file.
+        let number = |path: &str| found(&view, path).identity();
+        let are_one = number("by-container/shifted/merged/below") == number("merged/localhost/app:1/below");
+        assert_eq!(are_one, owners == Owners::Container);
+    }
+}

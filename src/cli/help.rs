@@ -38,9 +38,10 @@ is taken. MOUNTPOINT is an empty directory. 'docker-fs --help' says more and has
 
 pub(super) const LONG_AFTER: &str = "\
 SOURCE is the data root of Docker, containerd or podman. Without it, the machine's own is
-taken, the first of these that holds a store: the data-root of daemon.json,
-/var/lib/docker, that of Docker's snap, /var/lib/containerd, /var/lib/containers/storage;
-for other users than root before them those of a rootless Docker or podman. MOUNTPOINT is an empty directory, neither in the store nor around it
+taken, the first of these that holds images, or else a store: the data-root of daemon.json,
+/var/lib/docker, that of Docker's snap, /var/lib/containerd, the graphroot of
+/etc/containers/storage.conf, /var/lib/containers/storage; for other users than root before
+them those of a rootless Docker or podman. MOUNTPOINT is an empty directory, neither in the store nor around it
 (reading would never end); a single argument is always the MOUNTPOINT.
 
 Mount options (-o):
@@ -100,7 +101,8 @@ Environment:
                     counts over -v and -q
   NOTIFY_SOCKET     where systemd is told that the mount is ready (Type=notify)
   XDG_CONFIG_HOME, XDG_DATA_HOME, HOME
-                    where a rootless Docker's daemon.json and store are looked for
+                    where a rootless Docker's daemon.json, podman's storage.conf and
+                    their stores are looked for
 
 --metrics tells Prometheus, at http://HOST:PORT/metrics, the figures that status shows.
 

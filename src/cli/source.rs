@@ -1,15 +1,18 @@
 //! Which store to read: the one that was named, or the machine's own.
 //!
-//! Without a SOURCE the places are tried where engines keep their data, and the first that holds a store is taken.
+//! Without a SOURCE the places are tried where engines keep their data. The first that holds a store with images is taken,
+//! or else the first that holds a store; of others with images a warning tells. Whether there are images is told by names
+//! alone, as no document of a store is read here.
 //! With a SOURCE nothing of this machine's configuration is read, as an investigator's disk has nothing to do with it.
 //!
 //! ```text
 //! other users than root:  data-root of ~/.config/docker/daemon.json, ~/.local/share/docker,
-//!                         ~/.local/share/containers/storage
+//!                         graphroot of ~/.config/containers/storage.conf, ~/.local/share/containers/storage
 //! everyone:               data-root of /etc/docker/daemon.json, /var/lib/docker, the snap's, /var/lib/containerd,
-//!                         /var/lib/containers/storage
+//!                         graphroot of /etc/containers/storage.conf, /var/lib/containers/storage
 //! ```
 
+use std::ffi::OsString;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
@@ -38,7 +41,19 @@ const DEEPER: &[(&str, &str)] = &[
     ("storage", "overlay-images"),
     ("storage", "vfs-images"),
 ];
-/// The largest daemon.json that is read, in bytes.
+/// The folders of each kind of store in which there is a name of hexadecimal digits for each image, or each of its
+/// documents; `*` is any name.
+const IMAGES: &[(&str, &str)] = &[
+    ("docker", "image/*/imagedb/content/sha256"),
+    (store::graph::KIND, "graph"),
+    ("containerd", "io.containerd.content.v1.content/blobs/*"),
+    ("containerd", "containerd/daemon/io.containerd.content.v1.content/blobs/*"),
+    ("containers-storage", "overlay-images"),
+    ("containers-storage", "vfs-images"),
+];
+/// As many digits a digest has at least.
+const DIGITS: usize = 64;
+/// The largest configuration that is read, in bytes.
 const CONFIG_MAX: u64 = 1 << 20;
 
 /// What decides where engines keep their data.
@@ -57,12 +72,48 @@ struct User {
     data: Option<PathBuf>,
 }
 
-#[derive(Debug, Default, Deserialize)]
-struct DaemonConfig {
-    #[serde(rename = "data-root")]
-    data_root: Option<PathBuf>,
-    /// The name before Docker 17.05.
-    graph: Option<PathBuf>,
+/// A configuration of an engine, which may say where its data are.
+struct Config {
+    /// Whose it is, for messages.
+    engine: &'static str,
+    /// What the place is called in it.
+    key: &'static str,
+    /// Finds the place; says what is wrong with the text otherwise.
+    place: fn(&[u8]) -> Result<Option<PathBuf>, String>,
+}
+
+/// daemon.json.
+const DAEMON: Config = Config { engine: "Docker", key: "data-root", place: data_root };
+/// storage.conf.
+const STORAGE: Config = Config { engine: "podman", key: "graphroot", place: graph_root };
+
+fn data_root(text: &[u8]) -> Result<Option<PathBuf>, String> {
+    #[derive(Default, Deserialize)]
+    struct Daemon {
+        #[serde(rename = "data-root")]
+        data_root: Option<PathBuf>,
+        /// The name before Docker 17.05.
+        graph: Option<PathBuf>,
+    }
+    // The daemon takes an empty file for an empty object.
+    if text.trim_ascii().is_empty() {
+        return Ok(None);
+    }
+    let daemon: Daemon = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    Ok(daemon.data_root.or(daemon.graph))
+}
+
+fn graph_root(text: &[u8]) -> Result<Option<PathBuf>, String> {
+    #[derive(Deserialize)]
+    struct Conf {
+        storage: Option<Storage>,
+    }
+    #[derive(Deserialize)]
+    struct Storage {
+        graphroot: Option<PathBuf>,
+    }
+    let conf: Conf = toml::from_slice(text).map_err(|error| error.message().to_owned())?;
+    Ok(conf.storage.and_then(|storage| storage.graphroot))
 }
 
 impl Surroundings {
@@ -82,13 +133,17 @@ impl Surroundings {
     fn candidates(&self) -> Vec<PathBuf> {
         let mut places = Vec::new();
         if let Some(user) = &self.user {
-            places.extend(user.config.as_ref().and_then(|config| configured(&config.join("docker/daemon.json"))));
-            let data = user.data.iter();
-            places.extend(data.flat_map(|data| [data.join("docker"), data.join("containers/storage")]));
+            let configured = |file, config| configured(&user.config.as_ref()?.join(file), config);
+            places.extend(configured("docker/daemon.json", &DAEMON));
+            places.extend(user.data.as_ref().map(|data| data.join("docker")));
+            places.extend(configured("containers/storage.conf", &STORAGE));
+            places.extend(user.data.as_ref().map(|data| data.join("containers/storage")));
         }
-        places.extend(configured(&self.root.join("etc/docker/daemon.json")));
-        let system = [DOCKER, "var/snap/docker/common/var-lib-docker", CONTAINERD, CONTAINERS_STORAGE];
+        places.extend(configured(&self.root.join("etc/docker/daemon.json"), &DAEMON));
+        let system = [DOCKER, "var/snap/docker/common/var-lib-docker", CONTAINERD];
         places.extend(system.map(|place| self.root.join(place)));
+        places.extend(configured(&self.root.join("etc/containers/storage.conf"), &STORAGE));
+        places.push(self.root.join(CONTAINERS_STORAGE));
         let mut unique: Vec<PathBuf> = Vec::new();
         for place in places {
             if !unique.contains(&place) {
@@ -97,17 +152,37 @@ impl Surroundings {
         }
         unique
     }
-
-    /// The directory of a containerd that holds images, which an engine may have beside those of the place that was taken.
-    fn containerd(&self, taken: &Path) -> Option<PathBuf> {
-        let place = self.root.join(CONTAINERD);
-        // Made with the first image.
-        (place != taken && place.join("io.containerd.content.v1.content/blobs").is_dir()).then_some(place)
-    }
 }
 
-/// The data root that a daemon.json names. A file that cannot be used is warned of, as the store may be elsewhere.
-fn configured(file: &Path) -> Option<PathBuf> {
+/// Whether there is an image in a place, as far as names tell; not where that cannot be seen.
+fn holds_images(place: &Path, options: &store::Options) -> bool {
+    let is_digest = |name: &OsString| {
+        let name = name.as_encoded_bytes();
+        name.len() >= DIGITS && name.iter().all(u8::is_ascii_hexdigit)
+    };
+    let is_wanted = |kind: &str| options.kind.as_ref().is_none_or(|wanted| wanted == kind);
+    let folders = IMAGES.iter().filter(|(kind, _)| is_wanted(kind)).flat_map(|(_, folder)| folders(place, folder));
+    folders.into_iter().any(|folder| names(&folder).any(|name| is_digest(&name)))
+}
+
+/// The folders below a place that a pattern stands for.
+fn folders(place: &Path, pattern: &str) -> Vec<PathBuf> {
+    pattern.split('/').fold(vec![place.to_owned()], |folders, part| {
+        let below = |folder: PathBuf| match part {
+            "*" => names(&folder).map(|name| folder.join(name)).collect(),
+            name => vec![folder.join(name)],
+        };
+        folders.into_iter().flat_map(below).collect()
+    })
+}
+
+/// The names in a directory; none where it cannot be listed.
+fn names(dir: &Path) -> impl Iterator<Item = OsString> {
+    std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name())
+}
+
+/// The place that a configuration names. A file that cannot be used is warned of, as the store may be elsewhere.
+fn configured(file: &Path, config: &Config) -> Option<PathBuf> {
     let warn = |why: &str| log::warn!("{} is not used: {why}", file.display());
     let mut text = Vec::new();
     match std::fs::File::open(file).and_then(|open| open.take(CONFIG_MAX).read_to_end(&mut text)) {
@@ -118,27 +193,31 @@ fn configured(file: &Path) -> Option<PathBuf> {
             return None;
         }
     }
-    // The daemon takes an empty file for an empty object.
-    if text.trim_ascii().is_empty() {
-        return None;
-    }
-    let config: DaemonConfig = match serde_json::from_slice(&text) {
-        Ok(config) => config,
-        Err(error) => {
-            warn(&format!("it is not Docker's: {error}"));
+    let place = match (config.place)(&text) {
+        Ok(place) => place.filter(|path| !path.as_os_str().is_empty())?,
+        Err(why) => {
+            warn(&format!("it is not {}'s: {why}", config.engine));
             return None;
         }
     };
-    let root = config.data_root.or(config.graph).filter(|path| !path.as_os_str().is_empty())?;
-    if !root.is_absolute() {
-        warn(&format!("its data-root {root:?} is not an absolute path"));
+    if !place.is_absolute() {
+        warn(&format!("its {} {place:?} is not an absolute path", config.key));
         return None;
     }
-    Some(root)
+    Some(place)
 }
 
 /// The stores of a place, and where it is.
 type Opened = (PathBuf, Vec<Box<dyn Store>>);
+
+/// What was found on a machine.
+struct Found {
+    opened: Opened,
+    /// What was tried before, of which could not be told whether it is a store, and why.
+    passed_over: Vec<String>,
+    /// The other places that hold images.
+    others: Vec<PathBuf>,
+}
 
 /// Opens the store that was named, or the machine's own, and says where it is.
 ///
@@ -153,15 +232,16 @@ pub(super) fn open(
         Some(source) => named(source, options).map(|stores| (source.to_owned(), stores)),
         None => {
             let surroundings = surroundings();
-            let ((place, stores), passed_over) = found(&surroundings, options)?;
+            let Found { opened, passed_over, others } = found(&surroundings, options)?;
+            let (place, _) = &opened;
             for other in passed_over {
                 log::warn!("{} is taken, though there may be a store that {other}", place.display());
             }
-            if let Some(other) = surroundings.containerd(&place) {
+            for other in others {
                 let other = other.display();
                 log::warn!("{} is taken; {other} holds images too, for: docker-fs {other} MOUNTPOINT", place.display());
             }
-            Ok((place, stores))
+            Ok(opened)
         }
     }
 }
@@ -205,17 +285,31 @@ fn is_denied(error: &Error) -> bool {
     matches!(error.errno(), Errno::ACCESS | Errno::PERM)
 }
 
-/// The first place that holds a store, with those before it of which that could not be told, and why.
-fn found(surroundings: &Surroundings, options: &store::Options) -> Result<(Opened, Vec<String>), Failure> {
+/// The first place that holds a store with images, or else the first that holds a store.
+fn found(surroundings: &Surroundings, options: &store::Options) -> Result<Found, Failure> {
     let mut passed_over = Vec::new();
     let mut tried = String::new();
     let mut denied = false;
-    for place in surroundings.candidates() {
+    // The first store without images, or that cannot be read: it is the machine's own where no other has images.
+    let mut otherwise = None;
+    let mut places = surroundings.candidates().into_iter();
+    for place in places.by_ref() {
         let why = match store::open(&place, options) {
-            Ok(stores) => return Ok(((place, stores), passed_over)),
+            Ok(stores) if holds_images(&place, options) => {
+                let others = others(&place, places, options);
+                return Ok(Found { opened: (place, stores), passed_over, others });
+            }
+            Ok(stores) => {
+                log::info!("{} holds a store, and no images", place.display());
+                otherwise.get_or_insert(Ok((place, stores)));
+                continue;
+            }
             Err(Error::NotFound { .. }) => "holds no store".to_owned(),
-            // There is a store, and it is the machine's own: another one further down is not what was meant.
-            Err(error @ (Error::Unsupported { .. } | Error::Damaged { .. })) => return Err(error.into()),
+            Err(error @ (Error::Unsupported { .. } | Error::Damaged { .. })) => {
+                passed_over.push(format!("cannot be read: {error}"));
+                otherwise.get_or_insert(Err(error.into()));
+                continue;
+            }
             Err(error) => match absent(&place, &error) {
                 Some(why) => why.to_owned(),
                 None if is_denied(&error) => {
@@ -231,11 +325,26 @@ fn found(surroundings: &Surroundings, options: &store::Options) -> Result<(Opene
         };
         tried.push_str(&format!("\n  {} {why}", place.display()));
     }
+    if let Some(otherwise) = otherwise {
+        return otherwise.map(|opened| Found { opened, passed_over, others: Vec::new() });
+    }
     let root = if denied { ", as root" } else { "" };
     Err(Failure::no_store(format!(
         "no container store found on this machine; tried:{tried}\nthe only argument was taken for the mount point; name a \
          store too{root}: docker-fs SOURCE MOUNTPOINT"
     )))
+}
+
+/// The places that hold images beside one that is taken, each directory once.
+fn others(taken: &Path, places: impl Iterator<Item = PathBuf>, options: &store::Options) -> Vec<PathBuf> {
+    let mut known: Vec<_> = std::fs::canonicalize(taken).into_iter().collect();
+    let is_other = |place: &PathBuf| {
+        let Ok(real) = std::fs::canonicalize(place) else { return false };
+        let is_known = known.contains(&real);
+        known.push(real);
+        !is_known && holds_images(place, options)
+    };
+    places.filter(is_other).collect()
 }
 
 /// Why there cannot be a store at a path at all.
@@ -271,15 +380,23 @@ mod tests {
         let machine = machine(dir.path());
         write(&dir.path().join("etc/docker/daemon.json"), r#"{"data-root": "/srv/docker", "debug": true}"#);
         write(&dir.path().join("home/.config/docker/daemon.json"), r#"{"graph": "/home/old"}"#);
+        write(&dir.path().join("etc/containers/storage.conf"), "[storage]\ngraphroot = '/srv/podman'");
+        write(&dir.path().join("home/.config/containers/storage.conf"), "[storage]\ngraphroot = '/home/own'");
         let system = [
             PathBuf::from("/srv/docker"),
             dir.path().join("var/lib/docker"),
             dir.path().join("var/snap/docker/common/var-lib-docker"),
             dir.path().join("var/lib/containerd"),
+            PathBuf::from("/srv/podman"),
             dir.path().join("var/lib/containers/storage"),
         ];
         let data = dir.path().join("home/.local/share");
-        let own = [PathBuf::from("/home/old"), data.join("docker"), data.join("containers/storage")];
+        let own = [
+            PathBuf::from("/home/old"),
+            data.join("docker"),
+            PathBuf::from("/home/own"),
+            data.join("containers/storage"),
+        ];
         assert_eq!(machine.candidates(), [&own[..], &system[..]].concat());
         assert_eq!(Surroundings { user: None, ..machine }.candidates(), system);
     }
@@ -300,10 +417,10 @@ mod tests {
             (r#"{"graph": "/old"}"#, Some("/old")),
         ] {
             fs::write(&file, text).unwrap();
-            assert_eq!(configured(&file), expected.map(PathBuf::from), "{text}");
+            assert_eq!(configured(&file, &DAEMON), expected.map(PathBuf::from), "{text}");
         }
-        assert_eq!(configured(&dir.path().join("missing")), None);
-        assert_eq!(configured(&file.join("below-a-file")), None);
+        assert_eq!(configured(&dir.path().join("missing"), &DAEMON), None);
+        assert_eq!(configured(&file.join("below-a-file"), &DAEMON), None);
     }
 
     #[test]
@@ -327,16 +444,86 @@ mod tests {
         assert_eq!(failure, Failure::no_store(message));
     }
 
+    /// An empty store of Docker's, and one of podman's.
+    fn empty_stores(dir: &Path) -> (PathBuf, PathBuf) {
+        let (docker, podman) = (dir.join(DOCKER), dir.join(CONTAINERS_STORAGE));
+        for folder in ["image/overlay2/imagedb/content/sha256", "image/overlay2/layerdb/sha256", "overlay2/l"] {
+            fs::create_dir_all(docker.join(folder)).unwrap();
+        }
+        for folder in ["overlay/l", "overlay-images", "overlay-layers"] {
+            fs::create_dir_all(podman.join(folder)).unwrap();
+        }
+        (docker, podman)
+    }
+
+    fn taken(machine: &Surroundings, options: &store::Options) -> (PathBuf, Vec<String>, Vec<PathBuf>) {
+        let Found { opened: (place, _), passed_over, others } = found(machine, options).unwrap();
+        (place, passed_over, others)
+    }
+
     #[test]
-    fn images_of_containerd_beside_those_of_docker_are_told_of() {
+    fn a_store_with_images_is_taken_and_others_with_images_are_told_of() {
         let dir = tempfile::tempdir().unwrap();
         let machine = Surroundings { user: None, ..machine(dir.path()) };
-        let (docker, containerd) = (dir.path().join(DOCKER), dir.path().join(CONTAINERD));
-        fs::create_dir_all(containerd.join("io.containerd.content.v1.content/ingest")).unwrap();
-        assert_eq!(machine.containerd(&docker), None, "a containerd without images");
-        fs::create_dir_all(containerd.join("io.containerd.content.v1.content/blobs")).unwrap();
-        assert_eq!(machine.containerd(&docker), Some(containerd.clone()));
-        assert_eq!(machine.containerd(&containerd), None, "it is what is shown");
+        let (docker, podman) = empty_stores(dir.path());
+        let containerd = dir.path().join(CONTAINERD);
+        // The same place by another name is no other.
+        std::os::unix::fs::symlink(&podman, dir.path().join("link")).unwrap();
+        let conf = format!("[storage]\ngraphroot = \"{}/link\"\n", dir.path().display());
+        write(&dir.path().join("etc/containers/storage.conf"), &conf);
+        let options = store::Options::default();
+        let hex = "ab".repeat(32);
+        assert_eq!(taken(&machine, &options), (docker.clone(), vec![], vec![]), "the first where none has images");
+
+        let linked = dir.path().join("link");
+        fs::create_dir_all(podman.join("overlay-images").join(&hex)).unwrap();
+        assert_eq!(taken(&machine, &options), (linked.clone(), vec![], vec![]), "podman's alone");
+
+        write(&docker.join("image/overlay2/imagedb/content/sha256").join(&hex), "{}");
+        fs::create_dir_all(containerd.join("io.containerd.content.v1.content/blobs/sha256")).unwrap();
+        assert_eq!(taken(&machine, &options), (docker.clone(), vec![], vec![linked.clone()]), "containerd has none");
+        // No store at all, and damaged: it is not opened.
+        write(&containerd.join("io.containerd.content.v1.content/blobs/sha256").join(&hex), "");
+        assert_eq!(taken(&machine, &options), (docker.clone(), vec![], vec![containerd, linked.clone()]));
+        let of_podman = store::Options { kind: Some("containers-storage".to_owned()), ..options };
+        assert_eq!(taken(&machine, &of_podman), (linked, vec![], vec![]));
+    }
+
+    #[test]
+    fn a_store_that_cannot_be_read_keeps_none_with_images_from_being_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let machine = Surroundings { user: None, ..machine(dir.path()) };
+        let (docker, podman) = empty_stores(dir.path());
+        fs::remove_dir_all(docker.join("overlay2")).unwrap();
+        let options = store::Options::default();
+        let why = store::open(&docker, &options).unwrap_err();
+        assert!(matches!(why, Error::Unsupported { .. } | Error::Damaged { .. }), "{why:?}");
+        assert_eq!(open(None, || machine.clone(), &options).unwrap_err(), Failure::from(why), "podman's is empty");
+        fs::create_dir_all(podman.join("overlay-images").join("ab".repeat(32))).unwrap();
+        let (place, passed_over, others) = taken(&machine, &options);
+        assert_eq!((place, passed_over.len(), others), (podman, 1, vec![]), "{passed_over:?}");
+    }
+
+    #[test]
+    fn a_storage_conf_says_where_podmans_store_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("storage.conf");
+        for (text, expected) in [
+            ("", None),
+            ("[storage", None),
+            (
+                "[storage]\ndriver = \"overlay\"\n# graphroot = \"/no\"\n[storage.options.overlay]\nmountopt = \"nodev\"",
+                None,
+            ),
+            ("[storage]\ngraphroot = 3", None),
+            ("[storage]\ngraphroot = \"\"", None),
+            ("[storage]\ngraphroot = \"$HOME/storage\"", None),
+            ("graphroot = \"/elsewhere\"", None),
+            ("[storage]\ndriver = \"overlay\"\ngraphroot = '/srv/podman' # ours\n", Some("/srv/podman")),
+        ] {
+            fs::write(&file, text).unwrap();
+            assert_eq!(configured(&file, &STORAGE), expected.map(PathBuf::from), "{text}");
+        }
     }
 
     #[test]
@@ -410,7 +597,7 @@ mod tests {
         for folder in ["image/overlay2/imagedb/content/sha256", "image/overlay2/layerdb/sha256", "overlay2/l"] {
             fs::create_dir_all(store.join(folder)).unwrap();
         }
-        let ((place, _), passed_over) = found(&machine, &store::Options::default()).unwrap();
+        let (place, passed_over, _) = taken(&machine, &store::Options::default());
         let why = format!("cannot be read: cannot open {}: Too many levels of symbolic links", link.display());
         assert_eq!((place, passed_over), (store, vec![why]));
     }

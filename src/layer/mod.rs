@@ -196,6 +196,14 @@ impl Layer {
         Self { tree: Box::new(OwnedTree::new(self.tree, owners)), ..self }
     }
 
+    /// The layer that has the numbers of a user namespace, as it is seen outside of that (an idmapped mount). Its files are
+    /// others than those of the layer as it is, since their owners are.
+    #[must_use]
+    pub fn shifted(self, owners: &OwnerMap) -> Self {
+        let id = LayerId::of_all([self.id, LayerId::of(&format!("{owners:?}"))].into_iter());
+        Self { id, ..self.owned(Arc::new(owners.outward())) }
+    }
+
     /// What stands for this layer in inode numbers.
     #[must_use]
     pub fn id(&self) -> LayerId {

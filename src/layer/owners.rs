@@ -83,6 +83,16 @@ impl OwnerMap {
         Self { users: all_from(user), groups: all_from(group) }
     }
 
+    /// The other way round: what numbers in the namespace are outside of it.
+    #[must_use]
+    pub fn outward(&self) -> Self {
+        let turn = |ranges: &[Range]| {
+            let turned = |range: &Range| Range { inside: range.outside, outside: range.inside, count: range.count };
+            ranges.iter().map(turned).collect()
+        };
+        Self { users: turn(&self.users), groups: turn(&self.groups) }
+    }
+
     fn meta(&self, stored: Meta) -> Meta {
         let uid = inside(&self.users, stored.uid).unwrap_or(OVERFLOW);
         let gid = inside(&self.groups, stored.gid).unwrap_or(OVERFLOW);

@@ -148,6 +148,12 @@ impl Whiteouts {
         self == Self::Overlay(Prefix::Trusted)
     }
 
+    /// Whether the layer is united by kernel overlayfs.
+    #[must_use]
+    pub fn is_of_kernel(self) -> bool {
+        matches!(self, Self::Overlay(_))
+    }
+
     /// One of kernel overlayfs' private attributes; others have none. `user.` ones need read permission on the file; a
     /// file that this process may not read is taken to have none, as the kernel does with `userxattr`.
     fn own(self, tree: &dyn LayerTree, path: &TreePath, name: &str) -> Result<Option<Vec<u8>>> {

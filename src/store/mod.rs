@@ -559,6 +559,9 @@ pub struct Container {
     pub init: Option<CacheId>,
     /// The top layer of the image; `None` for an image without layers.
     pub parent: Option<ChainId>,
+    /// How the container sees owners, where the engine shifts those in the image's layers as it mounts them: they have the
+    /// container's numbers then, and its own layer those outside.
+    pub owners: Option<Arc<OwnerMap>>,
     /// The size of the config in bytes.
     pub config_bytes: Option<u64>,
     /// When the config was written.
@@ -578,6 +581,7 @@ impl Container {
             changes: None,
             init: None,
             parent: None,
+            owners: None,
             config_bytes: None,
             stored: Timestamp::default(),
             damage: Vec::new(),

@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use super::image::{Layers, LayersDir};
 use super::{
-    Entry, Link, Reading, Section, Shared, Snapshot, StoreFolder, Text, directory_of, facts, meant_id, undamaged,
+    Entry, Link, Own, Reading, Section, Shared, Snapshot, StoreFolder, Text, directory_of, facts, meant_id, undamaged,
 };
 use crate::digest::{CacheId, ContainerId};
 use crate::error::{Error, Result};
@@ -61,8 +61,9 @@ impl ByContainer {
         let container = Arc::clone(catalogue.containers.get(id)?);
         let image = container.image.and_then(|id| catalogue.images.get(&id)).cloned();
         let layering = self.0.layering(container.changes.as_ref());
-        let named = image.as_ref().filter(|image| image.has_config && image.top() == container.parent);
-        let chains: Option<Vec<_>> = match (named, container.parent) {
+        // What was made of the image since, or of another one of its name, says nothing of these layers.
+        let image = image.filter(|image| image.has_config && image.top() == container.parent);
+        let chains: Option<Vec<_>> = match (&image, container.parent) {
             // The image names its layers, also those that the store has lost.
             (Some(image), _) => Some(image.layers.iter().map(|layer| layer.chain).collect()),
             (None, Some(top)) if layering == Layering::Deltas && catalogue.stack(&top).is_err() => None,
@@ -113,6 +114,7 @@ struct ContainerDir {
     layers: Layers,
     /// Whether these are known.
     has_layers: bool,
+    /// The image, where it names these layers.
     image: Option<Arc<Image>>,
     /// Whether its damage may be but the middle of a change.
     is_doubtful: bool,
@@ -182,7 +184,8 @@ impl ContainerDir {
             }
             Some(_) | None => None,
         };
-        match self.shared.own_root(id, below.or(top)) {
+        let own = Own { changes: id.clone(), init: below.cloned(), owners: self.container.owners.clone() };
+        match self.shared.own_root(own, below.or(top), self.container.parent) {
             // As with a link in the directory's place, which `damage` tells.
             Err(error) if !self.container.damage.is_empty() && !error.is_transient() => Err(self.damaged("")),
             own => own,
@@ -198,22 +201,13 @@ impl ContainerDir {
         if !container.damage.is_empty() || !self.has_layers {
             return Err(self.damaged("its layers are not known"));
         }
-        let store = self.shared.store.as_ref();
-        let own = match &container.changes {
-            Some(changes) => {
-                let layers = store.container_layers(changes, container.init.as_ref())?;
-                layers
-                    .into_iter()
-                    .map(|layer| self.shared.owned(layer, changes).map(Arc::new))
-                    .collect::<Result<_>>()?
-            }
-            None => Vec::new(),
-        };
+        let own = container.changes.clone();
+        let own = own.map(|changes| Own { changes, init: container.init.clone(), owners: container.owners.clone() });
         let gone = || Error::damaged(format!("container {}", container.id), "a layer of its image is gone");
         let layering = self.shared.layering(container.changes.as_ref());
         let records = layering.of_container(self.layers.records().rev().collect());
         let records = records.into_iter().map(|record| record.cloned().ok_or_else(gone));
-        self.shared.union_root(own, records.collect::<Result<_>>()?)
+        self.shared.union_root(own.as_ref(), records.collect::<Result<_>>()?)
     }
 }
 
@@ -221,7 +215,8 @@ impl Section for ContainerDir {
     fn identity(&self) -> Vec<u8> {
         let container = &self.container;
         let own = container.changes.as_ref().map_or("", CacheId::as_str);
-        self.layers.identity(&format!("{}\t{own}\t{}", container.id, container.damage.join("\n")))
+        let image = self.image.as_ref().map(|image| image.id.hex()).unwrap_or_default();
+        self.layers.identity(&format!("{}\t{own}\t{image}\t{}", container.id, container.damage.join("\n")))
     }
 
     fn time(&self) -> Timestamp {

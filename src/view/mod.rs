@@ -38,6 +38,7 @@ use crate::digest::{CacheId, ChainId, ContainerId, DiffId, ImageId};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::layer::difference::Life;
+use crate::layer::owners::OwnerMap;
 use crate::meta::Timestamp;
 use crate::name::{Name, TreePath};
 use crate::reference::Reference;
@@ -580,9 +581,21 @@ impl Shared {
     }
 
     /// The root of the union of these layers, top first, under a container's own where there are any.
-    fn union_root(&self, own: Vec<Arc<Layer>>, records: Vec<Arc<LayerRecord>>) -> Result<Entry> {
-        let below = records.iter().map(|record| self.layer(record).map(Arc::new)).collect::<Result<Vec<_>>>()?;
-        let union = Union::new(own.into_iter().chain(below).collect::<Vec<_>>());
+    fn union_root(&self, own: Option<&Own>, records: Vec<Arc<LayerRecord>>) -> Result<Entry> {
+        let mut layers = Vec::new();
+        if let Some(own) = own {
+            let stored = self.store.container_layers(&own.changes, own.init.as_ref())?;
+            let seen = stored.into_iter().map(|layer| self.own_layer(layer, &own.changes, own));
+            layers = seen.collect::<Result<_>>()?;
+        }
+        let shift = own.and_then(|own| own.owners.as_ref()).filter(|_| self.options.owners == Owners::Stored);
+        // fuse-overlayfs shifts the container's own layer too, whose numbers are those of the others then.
+        let shift = shift.filter(|_| layers.first().is_some_and(|own| own.whiteouts().is_of_kernel()));
+        for record in &records {
+            let layer = self.layer(record)?;
+            layers.push(shift.into_iter().fold(layer, |layer, owners| layer.shifted(owners)));
+        }
+        let union = Union::new(layers.into_iter().map(Arc::new).collect::<Vec<_>>());
         UnionNode::root(union, Footing::new(&self.store, records))
     }
 
@@ -596,13 +609,13 @@ impl Shared {
         }
         let directory = snapshot.catalogue.layers.get(top).and_then(|record| record.cache_id.as_ref());
         let ground = snapshot.catalogue.ground(top, self.layering(directory))?;
-        let found = self.union_root(Vec::new(), ground)?;
+        let found = self.union_root(None, ground)?;
         snapshot.unions.lock().put(*top, found.clone());
         Ok(found)
     }
 
     /// The root of what one image layer changes upon the one below it.
-    fn layer_root(&self, record: &Arc<LayerRecord>, below: Option<&Arc<LayerRecord>>) -> Result<Entry> {
+    fn layer_root(self: &Arc<Self>, record: &Arc<LayerRecord>, below: Option<&Arc<LayerRecord>>) -> Result<Entry> {
         let mut records = vec![Arc::clone(record)];
         let layer = match record.parent {
             Some(parent) if self.layering(record.cache_id.as_ref()) != Layering::Deltas => {
@@ -615,13 +628,69 @@ impl Shared {
             Some(_) | None => self.store.changes(directory_of(record)?, None, Life::Lasting)?,
         };
         let layer = self.owned(layer, directory_of(record)?)?;
-        LayerNode::root(placed(record, layer), self.options.whiteouts, Footing::new(&self.store, records))
+        let stacked = Stacked {
+            shared: Arc::clone(self),
+            own: None,
+            top: Some(record.chain),
+            has_below: record.parent.is_some(),
+        };
+        LayerNode::root(placed(record, layer), self.options.whiteouts, Footing::new(&self.store, records), stacked)
     }
 
-    /// The root of what a container's own layer changes upon the one below it.
-    fn own_root(&self, id: &CacheId, below: Option<&CacheId>) -> Result<Entry> {
-        let layer = self.owned(self.store.changes(id, below, Life::Changing)?.changing(), id)?;
-        LayerNode::root(layer, self.options.whiteouts, Footing::new(&self.store, Vec::new()))
+    /// A layer of a container's own with the owners that are to be shown.
+    fn own_layer(&self, layer: Layer, id: &CacheId, own: &Own) -> Result<Layer> {
+        let layer = self.owned(layer, id)?;
+        let is_outside = self.options.owners == Owners::Container && layer.whiteouts().is_of_kernel();
+        Ok(own.owners.iter().filter(|_| is_outside).fold(layer, |layer, owners| layer.owned(Arc::clone(owners))))
+    }
+
+    /// The root of what a container's topmost own layer changes upon the one below it, which is another own one or that of
+    /// an image.
+    fn own_root(self: &Arc<Self>, own: Own, below: Option<&CacheId>, top: Option<ChainId>) -> Result<Entry> {
+        let id = &own.changes;
+        let layer = self.own_layer(self.store.changes(id, below, Life::Changing)?.changing(), id, &own)?;
+        let has_below = own.init.is_some() || top.is_some();
+        let stacked = Stacked { shared: Arc::clone(self), own: Some(own), top, has_below };
+        LayerNode::root(layer, self.options.whiteouts, Footing::new(&self.store, Vec::new()), stacked)
+    }
+}
+
+/// What a container has of its own.
+#[derive(Debug, Clone)]
+struct Own {
+    changes: CacheId,
+    init: Option<CacheId>,
+    /// As [`crate::store::Container::owners`].
+    owners: Option<Arc<OwnerMap>>,
+}
+
+/// A layer upon all below it.
+#[derive(Debug)]
+struct Stacked {
+    shared: Arc<Shared>,
+    /// Of a container.
+    own: Option<Own>,
+    /// The top layer of an image.
+    top: Option<ChainId>,
+    has_below: bool,
+}
+
+impl Stacked {
+    fn has_below(&self) -> bool {
+        self.has_below
+    }
+
+    /// The root of their union, as the store is.
+    fn root(&self) -> Result<Entry> {
+        let snapshot = self.shared.known();
+        match (&self.own, &self.top) {
+            (None, Some(top)) => self.shared.image_union(&snapshot, top),
+            (own, top) => {
+                let layering = self.shared.layering(own.as_ref().map(|own| &own.changes));
+                let records = top.map_or(Ok(Vec::new()), |top| snapshot.catalogue.ground(&top, layering))?;
+                self.shared.union_root(own.as_ref(), layering.of_container(records))
+            }
+        }
     }
 }
 

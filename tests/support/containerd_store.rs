@@ -179,8 +179,9 @@ impl Store {
     pub(crate) fn packed(&self, layers: &[&str]) -> Image {
         let diff = |text: &&str| format!("sha256:{}", sha256_hex(text));
         let diffs: Vec<String> = layers.iter().map(diff).collect();
-        let config =
-            json!({ "architecture": "amd64", "os": "linux", "rootfs": { "type": "layers", "diff_ids": diffs } });
+        let history: Vec<Value> = layers.iter().map(|text| json!({ "created_by": format!("make {text}") })).collect();
+        let rootfs = json!({ "type": "layers", "diff_ids": diffs });
+        let config = json!({ "architecture": "amd64", "os": "linux", "rootfs": rootfs, "history": history });
         let config = self.document(CONFIG, &config);
         let manifest = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [] });
         let manifest = self.document(MANIFEST, &manifest);

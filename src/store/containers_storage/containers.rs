@@ -41,6 +41,7 @@ impl Reader<'_> {
                 changes: entry.layer.map(|layer| layer.cache_id()),
                 init: None,
                 parent: None,
+                owners: entry.owners.clone().filter(|_| entry.layer.is_some_and(|own| self.is_shifted(own))),
                 config_bytes: u64::try_from(entry.record.len()).ok(),
                 stored: list.map(|list| list.modified).unwrap_or_default(),
                 damage: Vec::new(),
@@ -60,6 +61,14 @@ impl Reader<'_> {
             }
             catalogue.containers.insert(entry.id, Arc::new(container));
         }
+    }
+
+    /// Whether the owners of what lies below a container's own layer are shifted when it is mounted; otherwise there is a
+    /// copy of the image's top layer in which they are, which has a map of its own.
+    fn is_shifted(&self, own: StorageLayerId) -> bool {
+        let Some(layer) = self.layers.get(&own) else { return false };
+        let below = layer.parent.and_then(|parent| self.layers.get(&parent));
+        !layer.is_mapped && below.is_some_and(|below| !below.is_mapped)
     }
 
     /// Finds the layers of a container; answers what is wrong with them.

@@ -62,6 +62,8 @@ pub(super) struct ListedContainer {
     pub(super) name: Option<String>,
     pub(super) image: Option<ImageId>,
     pub(super) layer: Option<StorageLayerId>,
+    /// How it sees owners, where it has a user namespace.
+    pub(super) owners: Option<Arc<OwnerMap>>,
     /// The entry itself.
     pub(super) record: String,
 }
@@ -229,12 +231,14 @@ struct LayerEntry {
     #[serde(default)]
     toc_digest: Option<String>,
     #[serde(default)]
-    uidmap: Option<Firsts<RangeEntry, RANGES_MAX>>,
+    uidmap: Option<Ranges>,
     #[serde(default)]
-    gidmap: Option<Firsts<RangeEntry, RANGES_MAX>>,
+    gidmap: Option<Ranges>,
     #[serde(default)]
     flags: Option<Flags>,
 }
+
+type Ranges = Firsts<RangeEntry, RANGES_MAX>;
 
 #[derive(Deserialize)]
 struct RangeEntry {
@@ -258,6 +262,23 @@ struct ContainerEntry {
     image: Option<String>,
     #[serde(default)]
     layer: Option<String>,
+    #[serde(default)]
+    uidmap: Option<Ranges>,
+    #[serde(default)]
+    gidmap: Option<Ranges>,
+}
+
+/// The map of a user namespace; `None` for an empty one.
+fn owners(users: Option<Ranges>, groups: Option<Ranges>) -> Option<Arc<OwnerMap>> {
+    let ranges = |map: Option<Ranges>| -> Vec<Range> {
+        let range = |entry: RangeEntry| {
+            let RangeEntry { container_id: inside, host_id: outside, size: count } = entry;
+            Range { inside, outside, count }
+        };
+        map.unwrap_or_default().kept.into_iter().map(range).collect()
+    };
+    let owners = OwnerMap { users: ranges(users), groups: ranges(groups) };
+    (owners != OwnerMap::default()).then(|| Arc::new(owners))
 }
 
 fn entry<'de, T: Deserialize<'de>>(entry: &'de RawValue) -> Result<T, String> {
@@ -306,22 +327,14 @@ impl Listed for ListedLayer {
         }
         // A layer that was pulled in parts has no size, and may have the digest of the compressed blob for its own.
         let is_sure = layer.diff_size.is_some() && layer.toc_digest.is_none_or(|digest| digest.is_empty());
-        let ranges = |map: Option<Firsts<RangeEntry, RANGES_MAX>>| -> Vec<Range> {
-            let range = |entry: RangeEntry| {
-                let RangeEntry { container_id: inside, host_id: outside, size: count } = entry;
-                Range { inside, outside, count }
-            };
-            map.unwrap_or_default().kept.into_iter().map(range).collect()
-        };
-        let owners = OwnerMap { users: ranges(layer.uidmap), groups: ranges(layer.gidmap) };
-        let is_mapped = owners != OwnerMap::default();
+        let owners = owners(layer.uidmap, layer.gidmap);
         Ok(Some(Self {
             id: StorageLayerId::from_hex(&layer.id).ok_or_else(|| no_id(&layer.id))?,
             parent: id(layer.parent, StorageLayerId::from_hex)?,
             diff: layer.diff_digest.filter(|_| is_sure).and_then(|digest| digest.parse().ok()),
             size_bytes: layer.diff_size,
-            is_mapped,
-            owners: is_mapped.then(|| Arc::new(owners)),
+            is_mapped: owners.is_some(),
+            owners,
         }))
     }
 
@@ -340,6 +353,7 @@ impl Listed for ListedContainer {
             name: container.names.unwrap_or_default().kept.into_iter().next(),
             image: container.image.and_then(|image| ImageId::from_hex(&image)),
             layer: id(container.layer, StorageLayerId::from_hex)?,
+            owners: owners(container.uidmap, container.gidmap),
             record: raw.get().to_owned(),
         }))
     }
