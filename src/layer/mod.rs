@@ -6,6 +6,7 @@
 pub mod difference;
 pub mod dir;
 pub mod gate;
+pub mod listed;
 pub mod mem;
 pub mod names;
 pub mod overridden;
@@ -24,6 +25,7 @@ use crate::meta::{FileId, Meta};
 use crate::name::{Name, TreePath};
 use crate::root::Space;
 
+use listed::{Listed, NameList};
 use owners::{OwnedTree, OwnerMap};
 use whiteout::Stored;
 pub use whiteout::Whiteouts;
@@ -194,6 +196,16 @@ impl Layer {
     #[must_use]
     pub fn owned(self, owners: Arc<OwnerMap>) -> Self {
         Self { tree: Box::new(OwnedTree::new(self.tree, owners)), ..self }
+    }
+
+    /// The same layer with the names of its tar, where they are known; `whole` is the tree that it lies in. A layer that is
+    /// no whole tree stays as it is.
+    #[must_use]
+    pub fn listed(self, whole: Box<dyn LayerTree>, names: Arc<dyn NameList>) -> Self {
+        match self.whiteouts {
+            Whiteouts::Whole => Self { tree: Box::new(Listed::new(whole, self.tree, names)), ..self },
+            Whiteouts::Overlay(_) | Whiteouts::Aufs | Whiteouts::FuseOverlay => self,
+        }
     }
 
     /// What stands for this layer in inode numbers.

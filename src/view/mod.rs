@@ -605,6 +605,10 @@ impl Shared {
             }
             Some(_) | None => self.store.changes(directory_of(record)?, None, Life::Lasting)?,
         };
+        let layer = match self.store.tar_names(record) {
+            Some(names) => layer.listed(self.store.layer(directory_of(record)?)?.into_tree(), names),
+            None => layer,
+        };
         let layer = self.owned(layer, directory_of(record)?)?;
         LayerNode::root(placed(record, layer), self.options.whiteouts, Footing::new(&self.store, records))
     }
