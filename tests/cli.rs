@@ -702,7 +702,10 @@ fn in_a_terminal(bench: &Bench, first: &str) -> Child {
         format!("{first} exec '{DOCKER_FS}' -f '{}' '{}'", bench.store().display(), bench.mount_point().display());
     // Whoever runs the tests may ignore HUP, as nohup does.
     let mut terminal = Command::new("env");
-    terminal.args(["--default-signal=HUP", "script", "-q", "-c", &line, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::null());
+    terminal
+        .args(["--default-signal=HUP", "script", "-q", "-c", &line, "/dev/null"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null());
     let child = terminal.spawn().unwrap();
     wait_until("mounting", || bench.mount_point().join("status").exists());
     child

@@ -14,7 +14,8 @@
 //! Docker compares times by the second where one of them has no fraction, of attributes `security.capability` alone,
 //! and no targets. `SELinux` labels are the engine's, and not compared. Files with one number are one file, in which
 //! nothing differs. What is not told: content that changed and kept size and time, times of directories, that a name
-//! became a hard link of an unchanged file, and that a directory was opaque, which deletions of its entries say.
+//! became a hard link of an unchanged file, and that a directory was opaque, which deletions of its entries say. Where the
+//! names are known that the layer's tar had, they are told instead ([`super::listed`]).
 //!
 //! Nothing is compared before it is asked for. To know whether a directory is listed, what lies below it is compared up to
 //! the first difference; the answers are kept, within bounds.
@@ -208,22 +209,9 @@ impl Difference {
         Ok(differs)
     }
 
-    /// The mark of an entry that is gone, which takes times and owner of the directory that lost it.
+    /// The mark of an entry that is gone.
     fn deletion(path: &TreePath, dir: &Meta) -> Meta {
-        /// No file system gives numbers so high to what it stores.
-        const MADE_UP: u64 = 1 << 63;
-        let mut number = [0; 8];
-        for (to, from) in number.iter_mut().zip(Sha256::digest(path.as_bytes())) {
-            *to = from;
-        }
-        Meta {
-            uid: dir.uid,
-            gid: dir.gid,
-            accessed: dir.modified,
-            changed: dir.changed,
-            inode: u64::from_le_bytes(number) | MADE_UP,
-            ..Meta::made_up(Kind::CharDevice, 0, dir.modified, 0)
-        }
+        unstored(path, dir, Kind::CharDevice, 0)
     }
 
     /// The attributes of a directory that both trees have.
@@ -231,6 +219,24 @@ impl Difference {
         let is_dir = |meta: &Meta| meta.is_dir();
         let Some(meta) = self.tree.stat(dir)?.filter(is_dir) else { return Ok(None) };
         Ok(self.below.stat(dir)?.filter(is_dir).map(|_| meta))
+    }
+}
+
+/// The attributes of a mark that no tree holds, which takes times and owner of the directory that it is in.
+pub(super) fn unstored(path: &TreePath, dir: &Meta, kind: Kind, permissions: u16) -> Meta {
+    /// No file system gives numbers so high to what it stores.
+    const MADE_UP: u64 = 1 << 63;
+    let mut number = [0; 8];
+    for (to, from) in number.iter_mut().zip(Sha256::digest(path.as_bytes())) {
+        *to = from;
+    }
+    Meta {
+        uid: dir.uid,
+        gid: dir.gid,
+        accessed: dir.modified,
+        changed: dir.changed,
+        inode: u64::from_le_bytes(number) | MADE_UP,
+        ..Meta::made_up(kind, permissions, dir.modified, 0)
     }
 }
 

@@ -6,6 +6,7 @@
 pub mod difference;
 pub mod dir;
 pub mod gate;
+pub mod listed;
 pub mod mem;
 pub mod names;
 pub mod overridden;
@@ -24,6 +25,7 @@ use crate::meta::{FileId, Meta};
 use crate::name::{Name, TreePath};
 use crate::root::Space;
 
+use listed::{Listed, NameList};
 use owners::{OwnedTree, OwnerMap};
 use whiteout::Stored;
 pub use whiteout::Whiteouts;
@@ -202,6 +204,16 @@ impl Layer {
     pub fn shifted(self, owners: &OwnerMap) -> Self {
         let id = LayerId::of_all([self.id, LayerId::of(&format!("{owners:?}"))].into_iter());
         Self { id, ..self.owned(Arc::new(owners.outward())) }
+    }
+
+    /// The same layer with the names of its tar, where they are known; `whole` is the tree that it lies in. A layer that is
+    /// no whole tree stays as it is.
+    #[must_use]
+    pub fn listed(self, whole: Box<dyn LayerTree>, names: Arc<dyn NameList>) -> Self {
+        match self.whiteouts {
+            Whiteouts::Whole => Self { tree: Box::new(Listed::new(whole, self.tree, names)), ..self },
+            Whiteouts::Overlay(_) | Whiteouts::Aufs | Whiteouts::FuseOverlay => self,
+        }
     }
 
     /// What stands for this layer in inode numbers.

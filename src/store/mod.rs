@@ -12,6 +12,7 @@ pub mod graph;
 mod looks;
 mod reading;
 mod repositories;
+mod tar_names;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,6 +26,7 @@ use crate::digest::{CacheId, ChainId, ContainerId, DiffId, ImageId};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::layer::difference::Life;
+use crate::layer::listed::NameList;
 use crate::layer::owners::OwnerMap;
 use crate::layer::whiteout::Prefix;
 use crate::meta::{FileId, Meta, Timestamp};
@@ -205,6 +207,12 @@ pub trait Store: Debug + Send + Sync {
     /// As [`Store::layer`].
     fn changes(&self, id: &CacheId, _below: Option<&CacheId>, _life: Life) -> Result<Layer> {
         self.layer(id)
+    }
+
+    /// Where the names are that the tar of a layer had which is a whole tree; `None` where the store keeps none. Nothing is
+    /// read before they are asked for.
+    fn tar_names(&self, _layer: &LayerRecord) -> Option<Arc<dyn NameList>> {
+        None
     }
 
     /// A container's own layers, top first, of which its tree is made together with those of its image that

@@ -627,6 +627,10 @@ impl Shared {
             }
             Some(_) | None => self.store.changes(directory_of(record)?, None, Life::Lasting)?,
         };
+        let layer = match self.store.tar_names(record) {
+            Some(names) => layer.listed(self.store.layer(directory_of(record)?)?.into_tree(), names),
+            None => layer,
+        };
         let layer = self.owned(layer, directory_of(record)?)?;
         let stacked = Stacked {
             shared: Arc::clone(self),

@@ -2,6 +2,7 @@
 //!
 //! * `storage` writes a store of containers/storage.
 //! * `store` writes a classic Docker data root, byte for byte as the daemon does.
+//! * `tar_split` writes the names that a layer's tar had.
 //! * `stack` makes stacks of overlay2 directories, at random or by hand, and shrinks one that fails.
 //! * `mount` mounts docker-fs, kernel overlayfs and tmpfs, and unmounts them on drop.
 //! * `faulty` is a disk that hangs or fails where it is told to.
@@ -35,6 +36,7 @@ pub mod random;
 pub mod stack;
 pub mod storage;
 pub mod store;
+pub mod tar_split;
 pub mod tree;
 pub mod view;
 pub mod whole;

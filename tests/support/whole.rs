@@ -7,12 +7,31 @@
 //! devicemapper/metadata/<id>
 //! ```
 //!
-//! The trees are empty: whoever makes the store fills them, each with all that the layer and those below it have.
+//! The lists of the names that the layers' tars had (tar-split) have all that the trees hold by then. Where they are empty, whoever makes the store fills them, each with all that the layer and those below it have.
 
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::store::{ContainerRef, LayerRef, StoreBuilder};
+use super::tar_split;
+
+const TAR_SPLIT: &str = "tar-split.json.gz";
+
+/// The names below a directory, as a tar has them.
+fn add_names(dir: &Path, path: &[u8], names: &mut Vec<Vec<u8>>) {
+    for entry in fs::read_dir(dir).expect("list a directory") {
+        let entry = entry.expect("an entry");
+        let name = [path, entry.file_name().as_bytes()].concat();
+        if entry.file_type().expect("a type").is_dir() {
+            let name = [&name[..], b"/"].concat();
+            names.push(name.clone());
+            add_names(&entry.path(), &name, names);
+        } else {
+            names.push(name);
+        }
+    }
+}
 
 /// A data root of such a driver.
 #[derive(Debug)]
@@ -40,6 +59,7 @@ impl WholeStore {
         }
         fs::remove_dir_all(made.root.join("overlay2")).expect("remove overlay2");
         made.make_containers();
+        made.make_lists();
         made
     }
 
@@ -59,6 +79,32 @@ impl WholeStore {
                 format!(r#"{{"device_id":{number},"size":10737418240,"transaction_id":9,"initialized":false}}"#);
             fs::write(self.root.join("devicemapper/metadata").join(id), device).expect("write metadata");
         }
+    }
+
+    fn make_lists(&self) {
+        for entry in fs::read_dir(self.layerdb()).expect("list the layers") {
+            let entry = entry.expect("an entry").path();
+            let tree = self.tree(&fs::read_to_string(entry.join("cache-id")).expect("read a cache ID"));
+            let mut names = Vec::new();
+            if tree.is_dir() {
+                add_names(&tree, b"", &mut names);
+            }
+            fs::write(entry.join(TAR_SPLIT), tar_split::of(&names)).expect("write a list");
+        }
+    }
+
+    fn layerdb(&self) -> PathBuf {
+        self.root.join("image").join(self.driver).join("layerdb/sha256")
+    }
+
+    /// The file with the names that a layer's tar had.
+    pub fn list_of(&self, layer: &LayerRef) -> PathBuf {
+        self.layerdb().join(&layer.chain_id).join(TAR_SPLIT)
+    }
+
+    /// Has a layer's tar have had these names.
+    pub fn list(&self, layer: &LayerRef, names: &[&str]) {
+        fs::write(self.list_of(layer), tar_split::of(names)).expect("write a list");
     }
 
     fn make_containers(&self) {

@@ -92,6 +92,11 @@ pub(super) fn entry_of(chain: &ChainId) -> TreePath {
     path(&format!("{LAYERS}/{}", chain.hex()))
 }
 
+/// The file with the names that the layer's tar had.
+pub(super) fn tar_split_of(chain: &ChainId) -> TreePath {
+    entry_of(chain).join(&name("tar-split.json.gz"))
+}
+
 /// Whether the entry of a layer names this directory.
 ///
 /// # Errors

@@ -6,7 +6,7 @@
 //!     repositories.json                                  references
 //!     imagedb/content/sha256/<image ID>                  configs
 //!     imagedb/metadata/sha256/<image ID>/parent          which image an image was built upon
-//!     layerdb/sha256/<chain ID>/{diff,parent,cache-id,size}
+//!     layerdb/sha256/<chain ID>/{diff,parent,cache-id,size,tar-split.json.gz}
 //!     layerdb/mounts/<container ID>/{mount-id,init-id,parent}
 //!   <driver>/…                                           the layers' directories
 //!   containers/<container ID>/config.v2.json
@@ -31,11 +31,13 @@ use super::driver::{DRIVERS, Driver};
 use super::looks::Looks;
 use super::reading::{JSON_MAX, belongs_to_root, blame, ids, in_parallel, path, sound_ids, stamp_of, unread};
 use super::repositories::{self, Form};
+use super::tar_names::{self, Lists};
 use super::{Catalogue, Damage, Generation, LayerRecord, Layering, List, Options, Stamp, Store};
 use crate::digest::{CacheId, ChainId, ContainerId, ImageId};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::layer::difference::Life;
+use crate::layer::listed::NameList;
 use crate::layer::owners::OwnerMap;
 use crate::meta::{FileId, Timestamp};
 use crate::name::TreePath;
@@ -88,6 +90,8 @@ struct Docker {
     notices: AtomicU64,
     /// How containers see the owners, where users are remapped.
     owners: Option<Arc<OwnerMap>>,
+    /// The names that layers' tars had.
+    lists: Arc<Lists>,
     /// The folders that are held, where they were found in the data root.
     held: Vec<HeldFolder>,
 }
@@ -210,6 +214,7 @@ fn in_folder(data_root: &Root, image: &Root, name: &str, options: &Options) -> R
         noticed: Mutex::default(),
         notices: AtomicU64::new(0),
         owners: owners(data_root),
+        lists: Arc::default(),
         held,
     })
 }
@@ -239,6 +244,7 @@ impl Store for Docker {
         self.looks.take();
         let mut stamps =
             vec![Stamp::of_changes(self.looks.changes()), Stamp::of_changes(self.notices.load(Ordering::Acquire))];
+        stamps.push(self.lists.stamp());
         for folder in &self.held {
             stamps.extend(folder.now(self.containers.data_root())?.map(|found| Stamp::of_changes(found.inode)));
         }
@@ -294,6 +300,7 @@ impl Store for Docker {
             let _size = catalogue.layers.get(&chain).map(|record| self.size_bytes(record)).transpose()?;
         }
         self.tell_noticed(&mut catalogue)?;
+        self.lists.tell(&mut catalogue);
         containers::read(&self.image, &self.containers, self.driver.as_ref(), &mut catalogue)?;
         for damage in self.replaced()? {
             for list in [List::References, List::Images, List::Layers, List::Containers] {
@@ -338,6 +345,15 @@ impl Store for Docker {
 
     fn changes(&self, id: &CacheId, below: Option<&CacheId>, life: Life) -> Result<Layer> {
         self.driver.changes(id, below, life)
+    }
+
+    fn tar_names(&self, layer: &LayerRecord) -> Option<Arc<dyn NameList>> {
+        if self.driver.layering() == Layering::Deltas {
+            return None;
+        }
+        let file = layerdb::tar_split_of(&layer.chain);
+        let (lists, root) = (Arc::clone(&self.lists), Arc::clone(&self.image));
+        Some(Arc::new(tar_names::List { lists, chain: layer.chain, root, file, is_due: true }))
     }
 
     fn container_layers(&self, changes: &CacheId, init: Option<&CacheId>) -> Result<Vec<Layer>> {

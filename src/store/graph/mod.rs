@@ -3,7 +3,7 @@
 //! ```text
 //! <data root>/
 //!   repositories-<driver>                              references
-//!   graph/<ID>/{json,parent,layersize}                 an image: its config, which image it lies upon, its size
+//!   graph/<ID>/{json,parent,layersize,tar-data.json.gz}                 an image: its config, which image it lies upon, its size
 //!   <driver>/…                                         the layers' directories, each with the image's ID
 //!   containers/<container ID>/config.json              its layers are <container ID> and <container ID>-init
 //! ```
@@ -21,6 +21,7 @@ mod images;
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -29,11 +30,13 @@ use super::docker::containers::Containers;
 use super::driver::{DRIVERS, Driver};
 use super::reading::{belongs_to_root, ids, path, stamp_of};
 use super::repositories::{self, Form};
+use super::tar_names::{self, Lists};
 use super::{Catalogue, Damage, Generation, LayerRecord, Layering, Options, Stamp, Store};
 use crate::digest::{CacheId, ContainerId, ImageId};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::layer::difference::Life;
+use crate::layer::listed::NameList;
 use crate::meta::Timestamp;
 use crate::name::TreePath;
 use crate::root::{Root, Space};
@@ -42,6 +45,8 @@ use crate::root::{Root, Space};
 pub const KIND: &str = "docker-graph";
 /// The drivers that engines of this store had.
 const READ: [&str; 6] = ["aufs", "btrfs", "zfs", "devicemapper", "overlay", "vfs"];
+/// The file with the names that a layer's tar had.
+const TAR_DATA: &str = "tar-data.json.gz";
 const GRAPH: &str = "graph";
 const REPOSITORIES: &str = "repositories-";
 
@@ -49,7 +54,7 @@ const REPOSITORIES: &str = "repositories-";
 #[derive(Debug)]
 struct Graph {
     /// `graph`.
-    graph: Root,
+    graph: Arc<Root>,
     containers: Containers,
     driver: Box<dyn Driver>,
     /// The name of the file of references.
@@ -58,6 +63,8 @@ struct Graph {
     is_shared: bool,
     /// What of the data root is not shown, and why.
     skipped: Vec<Damage>,
+    /// The names that layers' tars had.
+    lists: Arc<Lists>,
     /// Guards what the images' files were like when they were looked at last; held only to copy or set it.
     looked: Mutex<Option<Look>>,
 }
@@ -118,11 +125,12 @@ impl Graph {
         };
         let (_, opener) = opener.ok_or_else(unsupported)?;
         Ok(Self {
-            graph: data_root.sub(&path(GRAPH))?,
+            graph: Arc::new(data_root.sub(&path(GRAPH))?),
             driver: opener(data_root, options)?,
             repositories: path(&format!("{REPOSITORIES}{name}")),
             is_shared,
             skipped: Vec::new(),
+            lists: Arc::default(),
             looked: Mutex::new(None),
             containers: Containers::new(data_root.sub(&TreePath::root())?)?,
         })
@@ -183,7 +191,7 @@ impl Store for Graph {
             Err(error) if error.is_transient() => return Err(error),
             look => look.unwrap_or_default(),
         };
-        let mut stamps = vec![Stamp::of_changes(look)];
+        let mut stamps = vec![Stamp::of_changes(look), self.lists.stamp()];
         stamps.extend(stamp_of(&self.graph, &TreePath::root())?);
         stamps.extend(stamp_of(self.containers.data_root(), &self.repositories)?);
         stamps.extend(self.containers.stamps()?);
@@ -225,6 +233,7 @@ impl Store for Graph {
             });
         let reader = images::Reader { graph: &self.graph, driver: self.driver.as_ref(), is_shared: self.is_shared };
         reader.read(references, &mut catalogue)?;
+        self.lists.tell(&mut catalogue);
         containers::read(&self.containers, self.driver.as_ref(), &mut catalogue)?;
         Ok(catalogue)
     }
@@ -254,6 +263,16 @@ impl Store for Graph {
 
     fn changes(&self, id: &CacheId, below: Option<&CacheId>, life: Life) -> Result<Layer> {
         self.driver.changes(id, below, life)
+    }
+
+    /// Only the last versions wrote them, so that to have none is no damage.
+    fn tar_names(&self, layer: &LayerRecord) -> Option<Arc<dyn NameList>> {
+        if self.driver.layering() == Layering::Deltas {
+            return None;
+        }
+        let file = path(&format!("{}/{TAR_DATA}", layer.cache_id.as_ref()?));
+        let (lists, root) = (Arc::clone(&self.lists), Arc::clone(&self.graph));
+        Some(Arc::new(tar_names::List { lists, chain: layer.chain, root, file, is_due: false }))
     }
 
     fn container_layers(&self, changes: &CacheId, init: Option<&CacheId>) -> Result<Vec<Layer>> {
