@@ -580,7 +580,7 @@ mod tests {
         let there = format!("no container store in {0}; there is one in {0}/var/lib/docker", disk.display());
         assert_eq!(said(), there);
         for (place, mark) in DEEPER {
-            fs::remove_dir_all(disk.join("var/lib")).unwrap();
+            fs::remove_dir_all(&disk).unwrap();
             fs::create_dir_all(disk.join(place).join(mark)).unwrap();
             assert_eq!(said(), format!("no container store in {0}; there is one in {0}/{place}", disk.display()));
         }
