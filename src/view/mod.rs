@@ -242,12 +242,14 @@ fn key(damage: &Damage) -> (String, String) {
 }
 
 /// How much of the store is read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Reading {
     /// What is another than before, as far as times tell.
     Changes,
     /// Everything.
     Whole,
+    /// Everything, which is another state even if it is the same.
+    Anew,
 }
 
 /// One state of the store, with what the folders look up in it.
@@ -311,7 +313,7 @@ impl View {
     pub fn read_again(&self) -> Option<State> {
         let asked = Instant::now();
         let members = self.members.current();
-        let read: Vec<_> = members.iter().map(|member| member.read_since(asked, Reading::Whole)).collect();
+        let read: Vec<_> = members.iter().map(|member| member.read_since(asked, Reading::Anew)).collect();
         let is_read = read.iter().all(|read| read.begun >= asked);
         is_read.then(|| State::of_all(read.iter().map(|read| read.state)))
     }
@@ -469,7 +471,7 @@ impl Shared {
     fn read_since(&self, asked: Instant, reading: Reading) -> Arc<Snapshot> {
         let mut seen = self.seen.lock();
         let known = self.known();
-        let is_enough = reading == Reading::Changes || known.reading == Reading::Whole;
+        let is_enough = known.reading >= reading;
         if known.begun >= asked && is_enough {
             return known;
         }
@@ -825,7 +827,8 @@ impl Reader<'_> {
             }
         }
         // A container is listed by its ID where a store above has its name.
-        let same = unchanged.filter(|known| known.catalogue.says_as(&catalogue) && known.containers == containers);
+        let same = known.filter(|_| reading != Reading::Anew);
+        let same = same.filter(|known| known.catalogue.says_as(&catalogue) && known.containers == containers);
         let (time, state) = match (same, known) {
             (Some(same), _) => (same.time, same.state),
             (None, known) => {
