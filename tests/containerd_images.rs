@@ -452,13 +452,15 @@ fn containers_of_docker(bench: &Bench) {
     let ctr = |args: &[&str]| bench.ctr("moby", &[&["snapshots", "--snapshotter", "overlayfs"], args].concat());
     let chain = ctr(&["ls"]).lines().nth(1).unwrap().split_whitespace().next().unwrap().to_owned();
     let (key, init) = (format!("{id}-init-key"), format!("{id}-init"));
-    ctr(&["prepare", &key, &chain]);
+    let snapshots = ["-n", "moby", "snapshots", "--snapshotter", "overlayfs"];
+    bench.containerd.make_snapshot(&snapshots, "prepare", &key, &chain);
     let place = bench.place("init");
     bench.containerd.mount_snapshot("moby", "overlayfs", &key, &place);
     fs::write(place.join("hosts"), "init").unwrap();
     run(Command::new("umount").arg(&place));
     ctr(&["commit", &init, &key]);
-    ctr(&["prepare", &id, &init]);
+    ctr(&["label", &init, "containerd.io/gc.root=1"]);
+    bench.containerd.make_snapshot(&snapshots, "prepare", &id, &init);
     bench.containerd.mount_snapshot("moby", "overlayfs", &id, &place);
     fs::remove_file(place.join("file-0")).unwrap();
     fs::write(place.join("mine"), "changes").unwrap();

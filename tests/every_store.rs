@@ -451,7 +451,7 @@ impl Engine for Ctr {
         let at = self.places.path().join(word_of(name));
         let snapshots = ["-n", &word_of(name), "snapshots", "--snapshotter", self.snapshotter];
         let top = top_of(&self.containerd.ctr(&[&snapshots[..], &["ls"]].concat()));
-        self.containerd.ctr(&[&snapshots[..], &["prepare", "container", &top]].concat());
+        self.containerd.make_snapshot(&snapshots, "prepare", "container", &top);
         self.containerd.mount_snapshot(&word_of(name), self.snapshotter, "container", &at);
         at
     }
@@ -553,7 +553,14 @@ impl Engine for Ctr17 {
     fn container(&self, name: &str) -> PathBuf {
         let snapshots = ["-n", &word_of(name), "snapshots"];
         let top = top_of(&self.0.client(&[&snapshots[..], &["ls"]].concat()));
-        self.0.client(&[&snapshots[..], &["prepare", "container", &top]].concat());
+        // As containerd takes what is nobody's for garbage.
+        for attempt in 1.. {
+            self.0.client(&[&snapshots[..], &["prepare", "container", &top]].concat());
+            match self.0.attempt(&[&snapshots[..], &["label", "container", "containerd.io/gc.root=1"]].concat()) {
+                Ok(_) => break,
+                Err(what) => assert!(attempt < 20, "{what}"),
+            }
+        }
         self.0.mount_snapshot(&word_of(name), "container", &self.0.at(&word_of(name)))
     }
 

@@ -107,10 +107,21 @@ impl Containerd {
         let is_below = |key: &str| words.iter().any(|line| line.len() == 3 && line[1] == key);
         let tops: Vec<&str> = words.iter().map(|line| line[0]).filter(|key| !is_below(key)).collect();
         assert_eq!(tops.len(), 1, "{listed}");
-        self.ctr(&[&snapshots[..], &["view", VIEW, tops[0]]].concat());
+        self.make_snapshot(&snapshots, "view", VIEW, tops[0]);
         self.mount_snapshot(namespace, snapshotter, VIEW, at);
         let (namespace, snapshotter) = (namespace.to_owned(), snapshotter.to_owned());
         Mount { containerd: self, namespace, snapshotter, at: at.to_owned() }
+    }
+
+    /// Makes a snapshot of nobody's, which containerd takes for garbage unless it has a label: before it has, it may be gone.
+    pub(crate) fn make_snapshot(&self, snapshots: &[&str], how: &str, key: &str, below: &str) {
+        for attempt in 1.. {
+            self.ctr(&[snapshots, &[how, key, below]].concat());
+            match self.try_ctr(&[snapshots, &["label", key, "containerd.io/gc.root=1"]].concat()) {
+                Ok(_) => return,
+                Err(what) => assert!(attempt < 20, "{what}"),
+            }
+        }
     }
 
     /// Mounts a snapshot by the commands that containerd tells for it.
