@@ -80,7 +80,11 @@ struct Typed {
     foreground: bool,
     #[arg(short = 'o', value_name = "OPTION[,OPTION…]", help = help::OPTION, action = ArgAction::Append)]
     options: Vec<String>,
-    #[arg(long, value_name = "KIND", help = "Take SOURCE for this kind of store instead of finding out: docker")]
+    #[arg(
+        long,
+        value_name = "KIND",
+        help = "Take SOURCE for this kind of store instead of finding out: docker, docker-graph (1.9 and older), containerd, containers-storage (podman)"
+    )]
     kind: Option<String>,
     #[arg(short, long, action = ArgAction::Count, help = "Say more; -vv for requests that fail, absent names aside, -vvv for all")]
     verbose: u8,

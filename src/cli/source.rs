@@ -250,9 +250,12 @@ fn named(source: &Path, options: &store::Options) -> Result<Vec<Box<dyn Store>>,
     store::open(source, options).map_err(|error| {
         let shown = source.display();
         match error {
-            Error::NotFound { .. } => Failure::no_store(match within(source) {
-                Some(other) => format!("no container store in {shown}; there is one in {}", other.display()),
-                None => format!(
+            Error::NotFound { .. } => Failure::no_store(match (&options.kind, within(source)) {
+                (Some(kind), _) => {
+                    format!("no store of the kind {kind} in {shown}; which kind there is, is found out without --kind")
+                }
+                (None, Some(other)) => format!("no container store in {shown}; there is one in {}", other.display()),
+                (None, None) => format!(
                     "no container store in {shown}; a Docker data root is wanted, such as /var/lib/docker, which holds \
                      image/overlay2, containerd's root, such as /var/lib/containerd, where Docker 29 has its images, or \
                      podman's, such as /var/lib/containers/storage"
@@ -600,6 +603,16 @@ mod tests {
         let (place, passed_over, _) = taken(&machine, &store::Options::default());
         let why = format!("cannot be read: cannot open {}: Too many levels of symbolic links", link.display());
         assert_eq!((place, passed_over), (store, vec![why]));
+    }
+
+    #[test]
+    fn a_kind_that_was_named_is_told_where_there_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let untouched = || -> Surroundings { panic!("this machine's configuration is none of its business") };
+        fs::create_dir_all(dir.path().join("overlay-images")).unwrap();
+        let options = store::Options { kind: Some("docker".to_owned()), ..store::Options::default() };
+        let message = open(Some(dir.path()), untouched, &options).unwrap_err().message;
+        assert!(message.starts_with("no store of the kind docker in "), "{message}");
     }
 
     #[test]
