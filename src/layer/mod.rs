@@ -11,6 +11,7 @@ pub mod mem;
 pub mod names;
 pub mod overridden;
 pub mod owners;
+mod retold;
 pub mod whiteout;
 
 use std::fmt::Debug;

@@ -12,11 +12,10 @@
 //! is not of this form is passed over. Devices, pipes and sockets are kept as empty regular files. A file without the
 //! attribute belongs to the user 0, as who keeps the store is in its containers; symbolic links cannot have one.
 
-use std::io;
-use std::os::fd::BorrowedFd;
 use std::sync::OnceLock;
 
-use super::{LayerTree, ReadAt, Seek};
+use super::retold::{Retell, Retold};
+use super::{LayerTree, ReadAt};
 use crate::error::Result;
 use crate::meta::{DeviceNumber, FileId, Kind, Meta};
 use crate::name::{Name, TreePath};
@@ -207,7 +206,7 @@ impl LayerTree for OverriddenTree {
         let open = self.stored.open(file)?;
         let Some(attribute) = self.attribute()? else { return Ok(open) };
         let told = Told::of(self.stored.xattr(file, attribute)?);
-        Ok(Box::new(OpenFile { open, told }))
+        Ok(Box::new(Retold::new(open, told)))
     }
 
     fn read_link(&self, link: &TreePath) -> Result<Vec<u8>> {
@@ -258,32 +257,9 @@ fn is_private(name: &[u8]) -> bool {
     NAMES.contains(&name) || name.starts_with(OVERRIDDEN)
 }
 
-/// An open file of a tree in which attributes override what is stored.
-#[derive(Debug)]
-struct OpenFile {
-    open: Box<dyn ReadAt>,
-    told: Told,
-}
-
-impl ReadAt for OpenFile {
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.open.read_at(buffer, offset)
-    }
-
-    fn seek(&self, to: Seek, offset: u64) -> io::Result<u64> {
-        self.open.seek(to, offset)
-    }
-
-    fn meta(&self) -> io::Result<Option<Meta>> {
-        Ok(self.open.meta()?.map(|stored| self.told.apply(stored)))
-    }
-
-    fn will_need(&self) -> io::Result<bool> {
-        self.open.will_need()
-    }
-
-    fn backing_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.open.backing_fd()
+impl Retell for Told {
+    fn retell(&self, stored: Meta) -> Meta {
+        self.apply(stored)
     }
 }
 

@@ -13,13 +13,12 @@
 //! All else is as stored: also attributes (`trusted.*`) that the kernel denies to who is in a namespace.
 
 use std::borrow::Cow;
-use std::io;
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::{LayerTree, ReadAt, Seek};
+use super::retold::{Retell, Retold};
+use super::{LayerTree, ReadAt};
 use crate::error::{Error, Result};
 use crate::meta::{FileId, Meta};
 use crate::name::{Name, TreePath};
@@ -168,7 +167,7 @@ impl LayerTree for OwnedTree {
     }
 
     fn open(&self, file: &TreePath) -> Result<Box<dyn ReadAt>> {
-        Ok(Box::new(OpenFile { open: self.stored.open(file)?, owners: Arc::clone(&self.owners) }))
+        Ok(Box::new(Retold::new(self.stored.open(file)?, Arc::clone(&self.owners))))
     }
 
     fn read_link(&self, link: &TreePath) -> Result<Vec<u8>> {
@@ -201,32 +200,9 @@ impl LayerTree for OwnedTree {
     }
 }
 
-/// An open file of such a tree.
-#[derive(Debug)]
-struct OpenFile {
-    open: Box<dyn ReadAt>,
-    owners: Arc<OwnerMap>,
-}
-
-impl ReadAt for OpenFile {
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.open.read_at(buffer, offset)
-    }
-
-    fn seek(&self, to: Seek, offset: u64) -> io::Result<u64> {
-        self.open.seek(to, offset)
-    }
-
-    fn meta(&self) -> io::Result<Option<Meta>> {
-        Ok(self.open.meta()?.map(|stored| self.owners.meta(stored)))
-    }
-
-    fn will_need(&self) -> io::Result<bool> {
-        self.open.will_need()
-    }
-
-    fn backing_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.open.backing_fd()
+impl Retell for Arc<OwnerMap> {
+    fn retell(&self, stored: Meta) -> Meta {
+        self.meta(stored)
     }
 }
 
